@@ -1,0 +1,190 @@
+//! [`BufferPool`]: aligned, recycled buffers for direct IO, in safe code.
+//!
+//! A buffer is a vector that is long enough for an aligned window to lie inside it. Frozen into
+//! [`Bytes`], it comes back to its pool when the last clone is dropped.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use bytes::Bytes;
+
+/// A pool of buffers of one alignment.
+///
+/// It keeps at most `held_max` bytes of unused buffers, in power-of-two size classes; beyond that
+/// memory goes back to the allocator.
+#[derive(Clone)]
+pub struct BufferPool(Arc<Shared>);
+
+struct Shared {
+    align: usize,
+    held_max: usize,
+    free: Mutex<Free>,
+}
+
+#[derive(Debug)]
+struct Free {
+    held: usize,
+    /// Index: log2 of the capacity without the slack for alignment.
+    classes: [Vec<Box<[u8]>>; 48],
+}
+
+impl BufferPool {
+    /// A pool of buffers aligned to `align` bytes (a power of two) that holds at most `held_max`
+    /// bytes unused.
+    ///
+    /// # Panics
+    /// If `align` is no power of two.
+    pub fn new(align: usize, held_max: usize) -> Self {
+        assert!(align.is_power_of_two(), "alignment is a power of two");
+        Self(Arc::new(Shared {
+            align,
+            held_max,
+            free: Mutex::default(),
+        }))
+    }
+
+    /// A buffer of `len` bytes with unspecified content.
+    pub fn take(&self, len: usize) -> AlignedBuf {
+        let class = len.max(512).next_power_of_two();
+        let reused = {
+            let mut free = self.0.lock();
+            let reused = free.classes[class.ilog2() as usize].pop();
+            if reused.is_some() {
+                free.held -= class;
+            }
+            reused
+        };
+        let memory = reused.unwrap_or_else(|| vec![0; class + self.0.align].into_boxed_slice());
+        let from = memory.as_ptr().align_offset(self.0.align);
+        debug_assert!(from < self.0.align, "an aligned window lies inside");
+        AlignedBuf {
+            memory,
+            from,
+            len,
+            pool: Arc::downgrade(&self.0),
+        }
+    }
+
+    /// A buffer that holds a copy of `data`.
+    pub fn copy_of(&self, data: &[u8]) -> AlignedBuf {
+        let mut buffer = self.take(data.len());
+        buffer.as_mut().copy_from_slice(data);
+        buffer
+    }
+
+    /// Bytes of unused buffers held now.
+    pub fn held(&self) -> usize {
+        self.0.lock().held
+    }
+}
+
+impl fmt::Debug for BufferPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferPool")
+            .field("align", &self.0.align)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A buffer of a [`BufferPool`]: aligned, exclusive, returned on drop.
+pub struct AlignedBuf {
+    memory: Box<[u8]>,
+    from: usize,
+    len: usize,
+    pool: Weak<Shared>,
+}
+
+impl AlignedBuf {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Shortens it to `len` bytes; no effect where it is shorter already.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Makes it immutable and shared, without a copy. The last clone returns it to the pool.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for AlignedBuf {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[self.from..self.from + self.len]
+    }
+}
+
+impl AsMut<[u8]> for AlignedBuf {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.from..self.from + self.len]
+    }
+}
+
+impl fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AlignedBuf")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        let Some(pool) = self.pool.upgrade() else {
+            return;
+        };
+        let memory = std::mem::take(&mut self.memory);
+        let class = memory.len() - pool.align;
+        let mut free = pool.lock();
+        if free.held + class <= pool.held_max {
+            free.held += class;
+            free.classes[class.ilog2() as usize].push(memory);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_come_back() {
+        let pool = BufferPool::new(4096, 1 << 20);
+        let buffer = pool.copy_of(&[7; 5000]);
+        assert_eq!(buffer.as_ref().as_ptr().align_offset(4096), 0);
+        let bytes = buffer.freeze();
+        let clone = bytes.slice(10..20);
+        drop(bytes);
+        assert_eq!(pool.held(), 0);
+        assert_eq!(&clone[..], &[7; 10]);
+        drop(clone);
+        assert_eq!(pool.held(), 8192);
+        let again = pool.take(6000);
+        assert_eq!((pool.held(), again.len()), (0, 6000));
+    }
+
+    #[test]
+    fn pool_holds_no_more_than_its_limit() {
+        let pool = BufferPool::new(512, 1000);
+        let (a, b) = (pool.take(512), pool.take(512));
+        drop(a);
+        drop(b);
+        assert_eq!(pool.held(), 512);
+    }
+}
