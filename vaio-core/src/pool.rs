@@ -41,7 +41,10 @@ impl BufferPool {
         Self(Arc::new(Shared {
             align,
             held_max,
-            free: Mutex::default(),
+            free: Mutex::new(Free {
+                held: 0,
+                classes: std::array::from_fn(|_| Vec::new()),
+            }),
         }))
     }
 
