@@ -1,0 +1,3 @@
+//! Network block device: the server in front of a stack.
+
+pub mod proto;
