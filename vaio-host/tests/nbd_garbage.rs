@@ -2,6 +2,9 @@
 //! crashes nor grows, and a client with manners notices nothing. Alone in its file, and so in its
 //! process: memory and file descriptors are the process's.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(unreachable_pub, reason = "a test's modules are for each other")]
+
 #[path = "nbd_server/client.rs"]
 #[allow(dead_code, reason = "the other tests use all of it")]
 mod client;

@@ -14,6 +14,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{
     connection::{Connection, Service},
+    export::Export,
     inbox::Inbox,
     listen::Stream,
     negotiate::{Negotiation, Next, Session, Tls},
@@ -177,7 +178,7 @@ async fn options<W: Wire>(
             Parsed::Item { item, used } => {
                 inbox.consume(used);
                 let Some(framed) = item else { continue };
-                let offers: Vec<_> = shared.exports.iter().map(|export| export.offer()).collect();
+                let offers: Vec<_> = shared.exports.iter().map(Export::offer).collect();
                 let next = negotiation.step(&offers, framed, &mut replies);
                 send(wire, &replies).await?;
                 replies.clear();

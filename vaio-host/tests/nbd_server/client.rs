@@ -93,7 +93,7 @@ impl<S: Read + Write> Client<S> {
 
     fn fill(&mut self, len: usize) {
         while self.buffer.len() < len {
-            let mut bytes = [0; 64 << 10];
+            let mut bytes = vec![0; 64 << 10];
             let received = self.stream.read(&mut bytes).unwrap();
             assert!(received > 0, "the server closed the connection");
             self.buffer.extend_from_slice(&bytes[..received]);

@@ -19,7 +19,7 @@ use vaio_core::{
 #[derive(Debug)]
 pub struct TestDevice {
     ram: RamDisk,
-    info: DeviceInfo,
+    info: Mutex<DeviceInfo>,
     held: AtomicBool,
     waiting: Mutex<VecDeque<oneshot::Sender<()>>>,
     /// Most IOs that ever waited together.
@@ -43,11 +43,16 @@ impl TestDevice {
         set(&mut info);
         Self {
             ram,
-            info,
+            info: Mutex::new(info),
             held: AtomicBool::new(false),
             waiting: Mutex::default(),
             waiting_max: AtomicUsize::new(0),
         }
+    }
+
+    /// Changes the size; the disk above learns it in a resize.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.info.lock().unwrap().capacity = bytes;
     }
 
     pub fn hold(&self) {
@@ -69,7 +74,7 @@ impl TestDevice {
 #[async_trait]
 impl BlockDevice for TestDevice {
     fn info(&self) -> DeviceInfo {
-        self.info
+        *self.info.lock().unwrap()
     }
 
     async fn submit(&self, io: Io) -> Result<Reply> {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use vaio_core::{ErrorKind, RamDisk};
+use vaio_core::{ErrorKind, Instant, RamDisk, Verb};
 use vaio_host::nbd::{
     Export, Server, ServerSettings,
     proto::{ClientOption, Command, Errno, InfoRequest, OptionReply, OptionReplyType, ReplyMode},
@@ -233,4 +233,28 @@ fn stop_does_not_wait_for_a_device_that_hangs() {
     server.stop();
     assert!(client.is_closed());
     device.release();
+}
+
+#[test]
+fn resize_moves_the_bounds_of_old_and_new_connections() {
+    let device = Arc::new(TestDevice::new(|info| info.capacity = 1 << 20));
+    let server = Plan::device(Arc::clone(&device) as _).start();
+    let mut client = Client::open(&server.socket, ReplyMode::Structured);
+    let beyond = || request(Command::Read, 1 << 20, 4096);
+    assert_eq!(client.call(beyond(), &[]).0, Errno::Inval.to_wire());
+    let (disk, grown) = (server.disk.clone(), Arc::clone(&device));
+    let resize = server.runtime.spawn(async move {
+        let (from, to) = (1 << 20, 2 << 20);
+        let prepared = disk.prepare(Verb::Resize { from, to }).await?;
+        let deadline = Instant::from_nanos(u64::MAX);
+        let grow = async move {
+            grown.set_capacity(to);
+            Ok(())
+        };
+        prepared.commit(deadline, grow).await
+    });
+    wait_until("the resize", || resize.is_finished());
+    assert_eq!(client.call(beyond(), &[]).0, 0);
+    let (size, _) = Client::connect(&server.socket).enter(ReplyMode::Simple, "");
+    assert_eq!(size, 2 << 20);
 }

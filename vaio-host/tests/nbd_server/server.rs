@@ -13,7 +13,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 use vaio_core::{BlockDevice, BoxFuture, Disk, Instant, RamDisk, Result, Rt, Runtime, WallTime};
 use vaio_host::nbd::{Export, Server, ServerSettings, ServerWatch};
 
@@ -104,6 +104,9 @@ pub struct TestServer {
     pub socket: PathBuf,
     pub address: Option<SocketAddr>,
     pub watch: ServerWatch,
+    /// The first export's disk, and where its verbs run.
+    pub disk: Disk,
+    pub runtime: Handle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -123,11 +126,13 @@ impl TestServer {
             let runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = { runtime }.enable_all().build().unwrap();
             runtime.block_on(async move {
-                let mut exports = Vec::new();
+                let (mut exports, mut disks) = (Vec::new(), Vec::new());
                 for (name, device) in plan.devices {
-                    let export = Export::new(name, open(device).await);
-                    exports.push((plan.exports)(export));
+                    let disk = open(device).await;
+                    exports.push((plan.exports)(Export::new(name, disk.clone())));
+                    disks.push(disk);
                 }
+                let disk = disks.swap_remove(0);
                 let ready = || -> Result<_> {
                     let mut server = Server::new(exports, plan.settings)?;
                     server.listen_unix(&path)?;
@@ -136,7 +141,8 @@ impl TestServer {
                     Ok((server, address))
                 };
                 let (server, address) = ready().unwrap();
-                send.send((address, server.watch())).unwrap();
+                let runtime = Handle::current();
+                send.send((address, server.watch(), disk, runtime)).unwrap();
                 server
                     .run(async {
                         let _ = stopped.await;
@@ -144,12 +150,14 @@ impl TestServer {
                     .await;
             });
         });
-        let (address, watch) = receive.recv().unwrap();
+        let (address, watch, disk, runtime) = receive.recv().unwrap();
         Self {
             dir,
             socket,
             address,
             watch,
+            disk,
+            runtime,
             stop: Some(stop),
             thread: Some(thread),
         }

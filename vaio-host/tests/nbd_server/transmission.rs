@@ -105,7 +105,7 @@ struct Flags;
 
 #[async_trait]
 impl MetaContext for Flags {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "test:flags"
     }
 
@@ -212,71 +212,53 @@ fn block_status_payload_selects_contexts() {
     );
 }
 
+/// Requests that must fail, with the length of their payload.
+fn wrong_requests(mode: ReplyMode) -> Vec<(&'static str, Request, usize)> {
+    let read = |offset, len| request(Command::Read, offset, len);
+    let unknown = Request {
+        command: 999,
+        ..read(0, 512)
+    };
+    let too_long = PAYLOAD_MAX as usize + 512;
+    let payload_on_trim = with_flags(cmd_flag::PAYLOAD_LEN, request(Command::Trim, 0, 4096));
+    let trims = if mode == ReplyMode::Extended { 4096 } else { 0 };
+    vec![
+        ("unknown command", unknown, 0),
+        ("unknown flag", with_flags(1 << 15, read(0, 512)), 0),
+        ("read past the end", read(1 << 20, 512), 0),
+        ("read that overflows", read(u64::MAX, 512), 0),
+        ("read of unaligned offset", read(1, 512), 0),
+        ("read of unaligned length", read(0, 511), 0),
+        ("read too long", read(0, too_long as u64), 0),
+        (
+            "write past the end",
+            write(mode, (1 << 20) - 512, 1024),
+            1024,
+        ),
+        (
+            "write that overflows",
+            write(mode, u64::MAX - 4, 1024),
+            1024,
+        ),
+        ("write unaligned", write(mode, 5, 512), 512),
+        ("write too long", write(mode, 0, too_long as u64), too_long),
+        ("flush with a length", request(Command::Flush, 0, 512), 0),
+        ("trim past the end", request(Command::Trim, 1 << 20, 512), 0),
+        (
+            "zeroes past the end",
+            request(Command::WriteZeroes, 0, 2 << 20),
+            0,
+        ),
+        ("trim with payload", payload_on_trim, trims),
+    ]
+}
+
 #[test]
 fn wrong_requests_fail_and_the_connection_stays_in_sync() {
     let server = Plan::ram(1).start();
     for mode in MODES {
         let mut client = Client::open(&server.socket, mode);
-        let payload_on_trim = with_flags(cmd_flag::PAYLOAD_LEN, request(Command::Trim, 0, 4096));
-        let unknown = Request {
-            command: 999,
-            ..request(Command::Read, 0, 512)
-        };
-        let too_long = u64::from(PAYLOAD_MAX) + 512;
-        let cases: Vec<(&str, Request, usize)> = vec![
-            ("unknown command", unknown, 0),
-            (
-                "unknown flag",
-                with_flags(1 << 15, request(Command::Read, 0, 512)),
-                0,
-            ),
-            ("read past the end", request(Command::Read, 1 << 20, 512), 0),
-            (
-                "read that overflows",
-                request(Command::Read, u64::MAX, 512),
-                0,
-            ),
-            (
-                "read of unaligned offset",
-                request(Command::Read, 1, 512),
-                0,
-            ),
-            (
-                "read of unaligned length",
-                request(Command::Read, 0, 511),
-                0,
-            ),
-            ("read too long", request(Command::Read, 0, too_long), 0),
-            (
-                "write past the end",
-                write(mode, (1 << 20) - 512, 1024),
-                1024,
-            ),
-            (
-                "write that overflows",
-                write(mode, u64::MAX - 4, 1024),
-                1024,
-            ),
-            ("write unaligned", write(mode, 5, 512), 512),
-            (
-                "write too long",
-                write(mode, 0, too_long),
-                usize::try_from(too_long).unwrap(),
-            ),
-            ("flush with a length", request(Command::Flush, 0, 512), 0),
-            ("trim past the end", request(Command::Trim, 1 << 20, 512), 0),
-            (
-                "zeroes past the end",
-                request(Command::WriteZeroes, 0, 2 << 20),
-                0,
-            ),
-            (
-                "trim with payload",
-                payload_on_trim,
-                if mode == ReplyMode::Extended { 4096 } else { 0 },
-            ),
-        ];
-        for (what, wrong, payload) in cases {
+        for (what, wrong, payload) in wrong_requests(mode) {
             let (error, _) = client.call(wrong, &vec![0xee; payload]);
             assert_eq!(error, INVAL, "{what}, mode={mode:?}");
             let (error, data) = client.call(request(Command::Read, 0, 1 << 20), &[]);
