@@ -1,1 +1,2 @@
 //! vaio-host
+pub mod nbd;
