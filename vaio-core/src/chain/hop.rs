@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{IoCx, Layer, Next, Path, emulate, panic_text};
+use super::{IoCx, Layer, Next, Path, Rule, emulate, panic_text};
 use crate::{
     BoxFuture, BypassSafety, Disposition, Error, ErrorKind, Extent, Health, Instant, Io, OpKind,
     Reply, Result,
@@ -27,6 +27,8 @@ use crate::{
 pub struct Submit<'a> {
     next: Next<'a>,
     site: &'static Location<'static>,
+    /// The fence was waited for, or is the business of the IO that this is a part of.
+    is_past_fence: bool,
     state: State<'a>,
 }
 
@@ -47,6 +49,8 @@ struct Hop {
     kind: OpKind,
     extent: Extent,
     since: Option<Instant>,
+    /// The parts that stand for the IO are counted at the target, not the IO.
+    is_emulated: bool,
     /// The IO itself, where it may have to be issued again: only into an observer.
     again: Option<Io>,
 }
@@ -56,8 +60,17 @@ impl<'a> Submit<'a> {
         Self {
             next,
             site,
+            is_past_fence: false,
             state: State::Start(io),
         }
+    }
+
+    /// An IO, or a part of one, for which the fence was waited.
+    #[track_caller]
+    pub(super) fn past_fence(next: Next<'a>, io: Io) -> Self {
+        let mut submit = Self::new(next, io, Location::caller());
+        submit.is_past_fence = true;
+        submit
     }
 
     /// Where the filter made the call.
@@ -73,12 +86,11 @@ impl<'a> Submit<'a> {
             Ok(checked) => checked,
             Err(error) => return State::Detour(Box::pin(async { Err(error) })),
         };
-        let rule = chain.rule(next.level, kind);
-        if emulate::is_needed(&io.op, extent, rule) {
-            return State::Detour(Box::pin(emulate::run(next, io, *rule)));
-        }
         let fence = &chain.core.fence;
-        if !fence.is_empty() && fence.blocks(extent, kind.is_mutation(), next.caller) {
+        if !self.is_past_fence
+            && !fence.is_empty()
+            && fence.blocks(extent, kind.is_mutation(), next.caller)
+        {
             return State::Detour(Box::pin(async move {
                 next.cx
                     .chain
@@ -86,10 +98,31 @@ impl<'a> Submit<'a> {
                     .fence
                     .wait(extent, kind.is_mutation(), next.caller)
                     .await;
-                next.submit(io).await
+                Submit::past_fence(next, io).await
             }));
         }
+        let rule = *chain.rule(next.level, kind);
+        if emulate::is_needed(&io.op, extent, &rule) {
+            return self.emulate(rule, io, kind, extent);
+        }
         self.enter(rule.to, io, kind, extent)
+    }
+
+    /// Does the IO by other means. Below a filter that is one owned future: let go half way it
+    /// runs to its end as a whole, and what an observer is rescued with is the answer of the
+    /// whole.
+    fn emulate(&self, rule: Rule, io: Io, kind: OpKind, extent: Extent) -> State<'a> {
+        let next = self.next;
+        let run = emulate::run(next.cx.clone(), next.caller, io, rule);
+        if next.path == Path::Root {
+            next.cx.slot.at.store(rule.to + 1, Relaxed);
+            return State::Detour(Box::pin(run));
+        }
+        let hop = Hop {
+            is_emulated: true,
+            ..self.hop(rule.to, kind, extent)
+        };
+        self.owned(Box::pin(run), hop)
     }
 
     /// Checks what a filter sends down. The port has checked the guest's.
@@ -153,6 +186,7 @@ impl<'a> Submit<'a> {
                         ..next
                     },
                     site: self.site,
+                    is_past_fence: true,
                     state: State::Ended,
                 };
                 return below.start(io);
@@ -230,6 +264,7 @@ impl<'a> Submit<'a> {
             kind,
             extent,
             since,
+            is_emulated: false,
             again: None,
         }
     }
@@ -286,7 +321,8 @@ impl<'a> Submit<'a> {
             {
                 return result;
             }
-            below.submit(io).await
+            // Whatever fence there is was raised after the IO came, perhaps for the IO itself.
+            Submit::past_fence(below, io).await
         }))
     }
 
@@ -300,7 +336,9 @@ impl<'a> Submit<'a> {
         if let Some(since) = hop.since {
             let total = chain.core.rt.now().since(since);
             let below = cx.slot.below[hop.to as usize].swap(0, Relaxed);
-            counters.record_time(total, std::time::Duration::from_nanos(below));
+            if !hop.is_emulated {
+                counters.record_time(total, std::time::Duration::from_nanos(below));
+            }
             if let Some(caller) = next.caller.checked_sub(1) {
                 cx.slot.below[caller as usize].fetch_add(crate::stats::nanos(total), Relaxed);
             }
@@ -325,7 +363,9 @@ impl<'a> Submit<'a> {
                 }
             }
             Err(error) => {
-                counters.errors.fetch_add(1, Relaxed);
+                if !hop.is_emulated {
+                    counters.errors.fetch_add(1, Relaxed);
+                }
                 Err(error)
             }
         };
