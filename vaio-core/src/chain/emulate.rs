@@ -2,7 +2,10 @@
 //! prefetch by nothing, fua by a flush, large IO in pieces. Decisions first, pure; then the thin
 //! async part that acts on them.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    panic::Location,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use bytes::BytesMut;
 use futures::future::join_all;
@@ -145,7 +148,13 @@ fn split(op: Op, rule: &Rule) -> Vec<Op> {
 /// Whatever stands for the IO enters at its target: filters above passed the IO, so they do not
 /// see its parts. Each part goes down with a slot of its own, because what one came to says
 /// nothing of the others.
-pub(super) async fn run(cx: IoCx, caller: u8, io: Io, rule: Rule) -> Result<Reply> {
+pub(super) async fn run(
+    cx: IoCx,
+    caller: u8,
+    io: Io,
+    rule: Rule,
+    site: &'static Location<'static>,
+) -> Result<Reply> {
     let kind = io.op.kind();
     let extent = io.op.extent();
     let (pieces, then_flush) = match plan(io.op.clone(), &rule) {
@@ -156,7 +165,7 @@ pub(super) async fn run(cx: IoCx, caller: u8, io: Io, rule: Rule) -> Result<Repl
         Plan::Pieces { pieces, then_flush } => (pieces, then_flush),
     };
     debug_assert!(extent.len() <= u64::from(TRANSFER_MAX) || kind != OpKind::Read);
-    let part = |op: Op| part(&cx, caller, io.with_op(op), rule);
+    let part = |op: Op| part(&cx, caller, io.with_op(op), rule, site);
     let mut data = BytesMut::new();
     // A few at a time, and all of them polled each time: when an observer is bypassed, every IO
     // that it holds has to be looked at, not only those that were woken.
@@ -176,7 +185,13 @@ pub(super) async fn run(cx: IoCx, caller: u8, io: Io, rule: Rule) -> Result<Repl
 }
 
 /// One part of an emulated IO. The whole owns it, so it goes down like an IO of a port.
-async fn part(whole: &IoCx, caller: u8, io: Io, rule: Rule) -> Result<Reply> {
+async fn part(
+    whole: &IoCx,
+    caller: u8,
+    io: Io,
+    rule: Rule,
+    site: &'static Location<'static>,
+) -> Result<Reply> {
     let slot = Arc::<Slot>::default();
     slot.is_sampled
         .store(whole.slot.is_sampled.load(Relaxed), Relaxed);
@@ -190,7 +205,7 @@ async fn part(whole: &IoCx, caller: u8, io: Io, rule: Rule) -> Result<Reply> {
         caller,
         path: Path::Root,
     };
-    Submit::past_fence(next, io).await
+    Submit::past_fence(next, io, site).await
 }
 
 #[cfg(test)]
@@ -201,6 +216,7 @@ mod tests {
     fn rule() -> Rule {
         Rule {
             to: 0,
+            is_forbidden: false,
             is_refused: false,
             fua: FuaRule::Native,
             can_unmap: true,
