@@ -132,6 +132,7 @@ class Load:
         self.versions = {}
         self.model = None
         self.connect(uri)
+        self.wipe()
         self.model = Model(self.blocks)
 
     def connect(self, uri):
@@ -156,6 +157,14 @@ class Load:
 
     def close(self):
         self.handles = []
+
+    def wipe(self):
+        """Write zeroes over all blocks and flush: what a fresh disk holds under encryption is not zero."""
+        step = max(1, (1 << 20) // self.size)
+        for first in range(0, self.blocks, step):
+            count = min(step, self.blocks - first)
+            self.handles[0].pwrite(bytes(count * self.size), first * self.size)
+        self.handles[0].flush()
 
     def run_ops(self, count):
         """Exactly `count` more operations, then wait for all replies."""
