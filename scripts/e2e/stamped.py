@@ -167,10 +167,13 @@ class Load:
         self.handles[0].flush()
 
     def run_ops(self, count):
-        """Exactly `count` more operations, then wait for all replies."""
+        """Exactly `count` more operations, then wait for all replies. A dead connection is a fault."""
         target = self.ops + count
-        self._pump(lambda: self.ops >= target)
-        self.drain()
+        try:
+            self._pump(lambda: self.ops >= target)
+            self.drain()
+        except nbd.Error as problem:
+            self.faults.append(f"after {self.ops} ops: {problem}")
 
     def run_until(self, stop):
         """Keep the load up until `stop()`; what is in flight then stays in flight."""
