@@ -143,8 +143,10 @@ class Vaio(Server):
             raise RuntimeError(f"vaio {verb} {args}: exit {done.returncode}: {done.stderr}{done.stdout}")
         return done
 
-    def json(self, verb, *args):
-        return json.loads(self.ask(verb, *args, "--json").stdout)
+    def disk(self, verb):
+        """What `vaio VERB CONTROL --json` says of the (first) disk."""
+        said = json.loads(self.ask(verb, "--json").stdout)
+        return said["disks"][0] if "disks" in said else said
 
 
 def nbdkit(*args, name="nbdkit", env=None):
