@@ -158,9 +158,8 @@ fn forbidden_words(file: &File) -> Vec<String> {
 
 /// The paths that a file imports from its own crate: the text of each `use crate::...;`, groups and all.
 fn imports(file: &File) -> Vec<String> {
-    let text: String = shipped(file)
-        .map(|(_, line)| format!("{}\n", code(line)))
-        .collect();
+    let text: Vec<_> = shipped(file).map(|(_, line)| code(line)).collect();
+    let text = text.join("\n");
     let statements = text
         .split("use crate::")
         .skip(1)
