@@ -1,0 +1,170 @@
+//! The hop table: for every level and operation, where an IO goes and what has to be done to it
+//! on the way. Pure: made once per chain from what filters and device say.
+
+use std::sync::Arc;
+
+use super::Layer;
+use crate::{Capabilities, Descriptor, DeviceInfo, Disposition, Error, OpKind, Result, Support};
+
+/// Largest payload that the framework takes in one IO; it splits what a layer cannot take.
+pub(crate) const TRANSFER_MAX: u32 = 32 << 20;
+
+/// One level of a chain, seen by whoever submits into it.
+#[derive(Debug)]
+pub(crate) struct Level {
+    pub(crate) info: DeviceInfo,
+    pub(crate) rules: [Rule; OpKind::COUNT],
+}
+
+/// What becomes of `fua` on the way to a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FuaRule {
+    /// The target does it.
+    Native,
+    /// Nothing below is volatile: every write is as good as fua.
+    Needless,
+    /// A flush after the write does it.
+    Flush,
+}
+
+/// Where an operation goes from a level, and what the target can take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rule {
+    /// The first layer that does not pass the operation; the number of layers: the device.
+    pub(crate) to: u8,
+    /// The target does not do it: the framework emulates it there, or refuses.
+    pub(crate) is_refused: bool,
+    pub(crate) fua: FuaRule,
+    pub(crate) can_unmap: bool,
+    pub(crate) can_be_fast: bool,
+    /// Longest extent that the target takes, in bytes.
+    pub(crate) len_max: u64,
+}
+
+/// Builds the levels, bottom first. `levels[i]` is what layer `i - 1` (or the port) sees.
+pub(crate) fn build(layers: &[Arc<Layer>], device: &DeviceInfo) -> Result<Box<[Level]>> {
+    device.validate()?;
+    let mut levels = vec![device_level(layers.len(), device)];
+    for (index, layer) in layers.iter().enumerate().rev() {
+        let named = |error: Error| error.with_filter(Arc::clone(&layer.name));
+        let below = levels.last().expect("the device's level is there");
+        let shaped = layer.filter.shape(&below.info).map_err(named)?;
+        shaped.validate().map_err(named)?;
+        let level = filter_level(index, &layer.descriptor, shaped, below).map_err(named)?;
+        levels.push(level);
+    }
+    levels.reverse();
+    Ok(levels.into())
+}
+
+fn device_level(target: usize, device: &DeviceInfo) -> Level {
+    let caps = device.caps;
+    let fua = match (caps.fua, caps.volatile_cache) {
+        (Support::Native, _) => FuaRule::Native,
+        (_, false) => FuaRule::Needless,
+        (_, true) => FuaRule::Flush,
+    };
+    let rules = OpKind::ALL.map(|kind| Rule {
+        to: u8::try_from(target).expect("at most LAYERS_MAX filters"),
+        is_refused: caps.support(kind) != Support::Native,
+        fua,
+        can_unmap: true,
+        can_be_fast: caps.fast_zeroes,
+        len_max: len_max(device, kind),
+    });
+    Level {
+        info: emulated(*device),
+        rules,
+    }
+}
+
+fn filter_level(
+    target: usize,
+    descriptor: &Descriptor,
+    shaped: DeviceInfo,
+    below: &Level,
+) -> Result<Level> {
+    if descriptor.ops.of(OpKind::Flush) == Disposition::Refuse && below.info.caps.volatile_cache {
+        return Err(Error::config(
+            "the filter refuses flush, and what is below it has a volatile cache: \
+             nothing could be made durable",
+        ));
+    }
+    let flags = descriptor.ops.flags();
+    let rules = OpKind::ALL.map(|kind| match descriptor.ops.of(kind) {
+        Disposition::Pass => below.rules[kind as usize],
+        disposition => Rule {
+            to: u8::try_from(target).expect("at most LAYERS_MAX filters"),
+            is_refused: disposition == Disposition::Refuse
+                || shaped.caps.support(kind) == Support::None,
+            fua: match (flags.fua, shaped.caps.volatile_cache) {
+                (true, _) => FuaRule::Native,
+                (false, false) => FuaRule::Needless,
+                (false, true) => FuaRule::Flush,
+            },
+            can_unmap: flags.may_unmap,
+            can_be_fast: flags.fast_only && shaped.caps.fast_zeroes,
+            len_max: len_max(&shaped, kind),
+        },
+    });
+    Ok(Level {
+        info: emulated(masked(descriptor, shaped, &below.info.caps)),
+        rules,
+    })
+}
+
+fn len_max(info: &DeviceInfo, kind: OpKind) -> u64 {
+    match kind {
+        OpKind::Read | OpKind::Write => info.transfer_max.into(),
+        OpKind::WriteZeroes | OpKind::Discard => info.zeroes_max,
+        OpKind::Flush | OpKind::Prefetch => u64::MAX,
+    }
+}
+
+/// Takes off what the descriptor refuses, and what a filter claims for an operation that it does
+/// not even see.
+fn masked(descriptor: &Descriptor, shaped: DeviceInfo, below: &Capabilities) -> DeviceInfo {
+    shaped.with_caps(|caps| {
+        let limit = |kind: OpKind, own: &mut Support| {
+            *own = match descriptor.ops.of(kind) {
+                Disposition::Intercept => *own,
+                Disposition::Pass => (*own).min(below.support(kind)),
+                Disposition::Refuse => Support::None,
+            };
+        };
+        let (mut zeroes, mut discard, mut prefetch) =
+            (caps.write_zeroes, caps.discard, caps.prefetch);
+        limit(OpKind::WriteZeroes, &mut zeroes);
+        limit(OpKind::Discard, &mut discard);
+        limit(OpKind::Prefetch, &mut prefetch);
+        if discard != Support::Native {
+            caps.discard_reads = crate::DiscardReads::OldOrZero;
+        }
+        (caps.write_zeroes, caps.discard, caps.prefetch) = (zeroes, discard, prefetch);
+        let flags = descriptor.ops.flags();
+        let seen = descriptor.ops.of(OpKind::Write) == Disposition::Intercept;
+        if seen && !flags.fua {
+            caps.fua = caps.fua.min(Support::Emulated);
+        }
+        let zeroes_seen = descriptor.ops.of(OpKind::WriteZeroes) == Disposition::Intercept;
+        caps.fast_zeroes &= zeroes == Support::Native && (!zeroes_seen || flags.fast_only);
+    })
+}
+
+/// Raises what the framework emulates from nothing to emulated.
+fn emulated(info: DeviceInfo) -> DeviceInfo {
+    let mut info = info.with_caps(|caps| {
+        if caps.read_only {
+            (caps.write_zeroes, caps.discard) = (Support::None, Support::None);
+            caps.fast_zeroes = false;
+        } else {
+            caps.write_zeroes = caps.write_zeroes.max(Support::Emulated);
+            caps.discard = caps.discard.max(Support::Emulated);
+        }
+        caps.fua = caps.fua.max(Support::Emulated);
+        caps.prefetch = caps.prefetch.max(Support::Emulated);
+    });
+    info.transfer_max = TRANSFER_MAX;
+    info.zeroes_max = DeviceInfo::CAPACITY_MAX;
+    info
+}

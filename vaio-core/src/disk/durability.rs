@@ -1,0 +1,364 @@
+//! Durability verbs over the whole chain: flush to a level, hold at a point, set the dirty
+//! policy. They fan out over the filters that hold data.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{Disk, DiskInner, run_to_end};
+use crate::{
+    Class, DirtyMap, DirtyMark, DirtyPolicy, DirtySource, DirtySummary, Error, ErrorKind, Extent,
+    FlushProgress, HeldPoint, Instant, Io, Level, Release, Result, RuntimeExt,
+    chain::{Chain, IoCx},
+    event::{EventKind, Notice, Severity},
+    root::{Entered, Rooted},
+    sync::lock,
+};
+
+/// The sources of dirty data in a chain, top first.
+fn sources(chain: &Chain) -> Vec<(Arc<str>, Class, Arc<dyn DirtySource>)> {
+    let layers = chain.layers.iter();
+    layers
+        .filter_map(|layer| {
+            let source = layer.filter.dirty()?;
+            Some((Arc::clone(&layer.name), layer.descriptor.class, source))
+        })
+        .collect()
+}
+
+impl DiskInner {
+    /// A flush down the whole chain, as a guest's would go.
+    pub(super) async fn flush_chain(&self) -> Result<()> {
+        self.core.gate.enter_always();
+        let entered = Entered(Arc::clone(&self.core));
+        let (chain, _) = self.chain();
+        let cx = IoCx {
+            chain,
+            slot: self.core.slots.new_slot(),
+        };
+        let mut io = Io::flush().with_origin(crate::Origin::Filter);
+        io.id = self.core.take_ids(1);
+        Rooted::new(cx, 0, io, Arc::from("vaio"), entered)
+            .await
+            .map(drop)
+    }
+
+    /// Brings everything that is acknowledged now to `level`, until `deadline`.
+    pub(super) async fn reach(self: &Arc<Self>, level: Level, deadline: Instant) -> Result<()> {
+        let job = self.bring_to(level, self.marks());
+        let rt = Arc::clone(self.rt());
+        match rt.timeout_at(deadline, job).await {
+            Some(result) => result,
+            None => Err(self.error(
+                ErrorKind::TimedOut,
+                format!("data did not reach the level in time, level={level}"),
+            )),
+        }
+    }
+
+    fn marks(&self) -> Vec<(Arc<str>, Class, Arc<dyn DirtySource>, DirtyMark)> {
+        let (chain, _) = self.chain();
+        sources(&chain)
+            .into_iter()
+            .map(|(name, class, source)| {
+                let mark = source.mark();
+                (name, class, source, mark)
+            })
+            .collect()
+    }
+
+    /// Brings what the marks cover to `level`: first what is volatile, then source by source, top
+    /// first (an upper cache writes into the lower one), then the device.
+    async fn bring_to(
+        self: &Arc<Self>,
+        level: Level,
+        marks: Vec<(Arc<str>, Class, Arc<dyn DirtySource>, DirtyMark)>,
+    ) -> Result<()> {
+        if level == Level::ReplicaDurable
+            && !marks
+                .iter()
+                .any(|(_, class, ..)| *class == Class::Replicate)
+        {
+            return Err(self.error(
+                ErrorKind::Unsupported,
+                "the disk has no replica; attach a replication filter first",
+            ));
+        }
+        if level == Level::Drained {
+            return Ok(());
+        }
+        self.flush_chain().await?;
+        if level == Level::CacheDurable {
+            return Ok(());
+        }
+        for (name, class, source, mark) in marks {
+            // A replica's lag does not keep data from the backing.
+            if class == Class::Replicate && level < Level::ReplicaDurable {
+                continue;
+            }
+            source
+                .flush_to(mark, level)
+                .await
+                .map_err(|error| error.with_filter(name))?;
+        }
+        let (chain, _) = self.chain();
+        if chain.info(chain.layers.len()).caps.volatile_cache {
+            self.core.gate.enter_always();
+            let entered = Entered(Arc::clone(&self.core));
+            let level_of_device = u8::try_from(chain.layers.len()).expect("at most LAYERS_MAX");
+            let cx = IoCx {
+                chain,
+                slot: self.core.slots.new_slot(),
+            };
+            let mut io = Io::flush().with_origin(crate::Origin::Filter);
+            io.id = self.core.take_ids(1);
+            Rooted::new(cx, level_of_device, io, Arc::from("vaio"), entered).await?;
+        }
+        Ok(())
+    }
+
+    fn summary(&self, level: Level) -> DirtySummary {
+        let (chain, _) = self.chain();
+        let mut sum = DirtySummary::default();
+        for (_, _, source) in sources(&chain) {
+            let one = source.summary(level);
+            sum.bytes = sum.bytes.saturating_add(one.bytes);
+            sum.oldest_age = sum.oldest_age.max(one.oldest_age);
+            sum.is_estimate |= one.is_estimate;
+        }
+        sum
+    }
+}
+
+/// A flush to a level on its way. Dropping it does not stop the flush.
+#[derive(Debug)]
+pub struct Flushing {
+    disk: Disk,
+    level: Level,
+    from: Instant,
+    initial_bytes: u64,
+    ended: Arc<Ended>,
+}
+
+#[derive(Debug, Default)]
+struct Ended {
+    result: Mutex<Option<Result<()>>>,
+    notify: crate::sync::Notify,
+    last_remaining: AtomicU64,
+}
+
+impl Flushing {
+    /// How it is coming along. The remaining bytes never grow, although newer writes make new
+    /// dirty data: those are not waited for.
+    pub fn progress(&self) -> FlushProgress {
+        let elapsed = self.disk.inner.rt().now().since(self.from);
+        if lock(&self.ended.result).as_ref().is_some_and(Result::is_ok) {
+            return FlushProgress::estimated(self.initial_bytes, 0, elapsed);
+        }
+        let now = self
+            .disk
+            .inner
+            .summary(self.level)
+            .bytes
+            .min(self.initial_bytes);
+        let remaining = self
+            .ended
+            .last_remaining
+            .fetch_min(now, Ordering::Relaxed)
+            .min(now);
+        FlushProgress::estimated(self.initial_bytes - remaining, remaining, elapsed)
+    }
+
+    /// Waits for the end, until `deadline` at most. Cancel-safe: ask again.
+    ///
+    /// # Errors
+    /// What kept the level from being reached; [`ErrorKind::TimedOut`] at the deadline: the flush
+    /// goes on.
+    pub async fn wait(&self, deadline: Instant) -> Result<()> {
+        let rt = Arc::clone(self.disk.inner.rt());
+        let ended = async {
+            loop {
+                let listener = self.ended.notify.listen();
+                if let Some(result) = lock(&self.ended.result).clone() {
+                    return result;
+                }
+                listener.await;
+            }
+        };
+        rt.timeout_at(deadline, ended).await.unwrap_or_else(|| {
+            let remaining = self.progress().remaining_bytes;
+            Err(self.disk.inner.error(
+                ErrorKind::TimedOut,
+                format!(
+                    "data did not reach the level in time; the flush goes on, level={} \
+                     remaining_bytes={remaining}",
+                    self.level
+                ),
+            ))
+        })
+    }
+}
+
+/// A backing held at a point while the guest goes on writing. Dropping it lets go.
+#[derive(Debug)]
+#[must_use = "dropping it lets go"]
+pub struct PointInTime {
+    filter: Arc<str>,
+    held: Arc<dyn HeldPoint>,
+}
+
+impl PointInTime {
+    /// The filter that holds it.
+    pub fn filter(&self) -> &str {
+        &self.filter
+    }
+
+    /// The point in that filter's order of writes.
+    pub fn mark(&self) -> DirtyMark {
+        self.held.mark()
+    }
+
+    /// Resolves when the filter had to let go by itself.
+    pub async fn lost(&self) {
+        self.held.lost().await;
+    }
+
+    /// Lets go, and says whether the backing was held until now.
+    pub fn release(self) -> Release {
+        self.held.release()
+    }
+}
+
+impl Disk {
+    /// How much data is short of `level`, over all filters. Over-reports rather than
+    /// under-reports.
+    pub fn dirty(&self, level: Level) -> DirtySummary {
+        self.inner.summary(level)
+    }
+
+    /// What is short of `level` within `range`, over all filters.
+    pub fn dirty_extents(&self, level: Level, range: Extent) -> DirtyMap {
+        let (chain, _) = self.inner.chain();
+        let mut sum = DirtyMap::new();
+        for (_, _, source) in sources(&chain) {
+            sum.merge(&source.extents(level, range));
+        }
+        sum
+    }
+
+    /// The sources of dirty data, top first, with the names of their filters: for software that
+    /// reads dirty data itself.
+    pub fn dirty_sources(&self) -> Vec<(Arc<str>, Arc<dyn DirtySource>)> {
+        let (chain, _) = self.inner.chain();
+        sources(&chain)
+            .into_iter()
+            .map(|(name, _, source)| (name, source))
+            .collect()
+    }
+
+    /// Starts to bring everything that was acknowledged before this call to `level`. Newer writes
+    /// never extend it. Runs beside guest IO.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`] when the disk is closed. What the flush itself meets comes from
+    /// [`Flushing::wait`].
+    pub fn flush_to(&self, level: Level) -> Result<Flushing> {
+        let core = &self.inner.core;
+        if core.is_closed() {
+            return Err(core.gone());
+        }
+        let initial_bytes = self.inner.summary(level).bytes;
+        let marks = self.inner.marks();
+        let ended = Arc::<Ended>::default();
+        ended.last_remaining.store(initial_bytes, Ordering::Relaxed);
+        let (inner, report) = (Arc::clone(&self.inner), Arc::clone(&ended));
+        let job = run_to_end(core, "flush_to", async move {
+            inner.bring_to(level, marks).await
+        });
+        core.rt.spawn(
+            "vaio-flush",
+            Box::pin(async move {
+                let result = job.await;
+                *lock(&report.result) = Some(result);
+                report.notify.notify_all();
+            }),
+        );
+        let from = core.rt.now();
+        Ok(Flushing {
+            disk: self.clone(),
+            level,
+            from,
+            initial_bytes,
+            ended,
+        })
+    }
+
+    /// Brings the backing exactly to a point of the guest's writes and holds it there, while the
+    /// guest goes on: an array can take its snapshot meanwhile. Held for `limit` at most.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where no filter holds data that new writes could go into
+    /// ([`quiesce`](Self::quiesce) works everywhere), else as the filter.
+    pub async fn hold_at_point(&self, limit: Duration) -> Result<PointInTime> {
+        self.verb("hold_at_point", move |inner| async move {
+            let (chain, _) = inner.chain();
+            let until = inner.core.rt.now() + limit;
+            // The lowest one: what is above it may go on freely.
+            let caches = sources(&chain).into_iter().rev();
+            for (filter, class, source) in caches {
+                if class != Class::Cache {
+                    continue;
+                }
+                let held = source
+                    .hold(until)
+                    .await
+                    .map_err(|error| error.with_filter(Arc::clone(&filter)))?;
+                inner.core.events.send(
+                    Notice::of(
+                        Severity::Info,
+                        EventKind::Quiesced,
+                        "the backing is held at a point; the guest goes on",
+                    )
+                    .with_filter(&filter),
+                );
+                return Ok(PointInTime { filter, held });
+            }
+            Err(Error::new(
+                ErrorKind::Unsupported,
+                "no filter can hold the backing at a point while the guest goes on; \
+                 quiesce the disk instead",
+            ))
+        })
+        .await
+    }
+
+    /// Sets whether new dirty data may be made, on every filter that holds any. With
+    /// `WriteThrough` a later stop is bounded.
+    ///
+    /// # Errors
+    /// The first filter's that fails; those before it are set back.
+    pub async fn set_dirty_policy(&self, policy: DirtyPolicy) -> Result<()> {
+        self.verb("set_dirty_policy", move |inner| async move {
+            let _control = inner.control.lock().await;
+            let (chain, _) = inner.chain();
+            let before = *lock(&inner.dirty_policy);
+            let mut done: Vec<Arc<dyn DirtySource>> = Vec::new();
+            for (name, _, source) in sources(&chain) {
+                if let Err(error) = source.set_policy(policy).await {
+                    for undo in done.iter().rev() {
+                        let _ = undo.set_policy(before).await;
+                    }
+                    return Err(error.with_filter(name));
+                }
+                done.push(source);
+            }
+            *lock(&inner.dirty_policy) = policy;
+            Ok(())
+        })
+        .await
+    }
+}
