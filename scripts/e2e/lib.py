@@ -183,6 +183,17 @@ def stack(*names):
     return args or ["--filter", "none"]
 
 
+def remembered():
+    """Arguments for a disk that is no file: where vaio keeps what it must remember of it."""
+    (scratch / "state").mkdir(exist_ok=True)
+    return ["--state-dir", scratch / "state"]
+
+
+def forget():
+    """The next disk is a new one."""
+    shutil.rmtree(scratch / "state", ignore_errors=True)
+
+
 FULL_STACK = ("audit", "throttle", "encrypt")
 
 
