@@ -180,10 +180,11 @@ impl<'a> Submit<'a> {
         }
         self.is_emulated = true;
         if self.next.cx.slot.is_sampled.load(Relaxed) {
-            self.since = Some(self.chain().core.rt.now());
+            self.start_time();
         }
         self.mark_reached();
-        self.first_poll(|| run, Target::Owned, context)
+        let polled = catch_unwind(AssertUnwindSafe(|| once(run, context)));
+        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
     }
 
     /// Enters a filter and polls it once.
