@@ -1,1 +1,3 @@
 //! vaio-host
+pub mod device;
+pub mod runtime;
