@@ -89,6 +89,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         #[test]
         fn estimate_follows_the_exact_count(values in prop::collection::vec(0u64..3_000, 0..6_000)) {
             let exact = values.iter().collect::<HashSet<_>>().len() as u64;

