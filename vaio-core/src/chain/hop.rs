@@ -374,6 +374,12 @@ impl<'a> Submit<'a> {
                 if !self.is_emulated {
                     counters.errors.fetch_add(1, Relaxed);
                 }
+                // An observer that was taken out of the path while it had the IO, and answers
+                // with the error it got for its own breach: its IO goes on without it.
+                if self.io.is_some() && self.layer().is_some_and(|layer| is_own(layer, error)) {
+                    let text = error.message().to_owned();
+                    return self.fault(&text, context);
+                }
                 if self.next.path == Path::Observed {
                     cx.slot.fail(error);
                 }
@@ -559,6 +565,13 @@ fn wrong_answer(reply: &Reply, kind: OpKind, extent: Extent) -> String {
         Reply::Done => "no data".to_owned(),
     };
     format!("the filter answered with {got}, op={kind} extent={extent}")
+}
+
+/// Whether a bypassed filter's error is the one that it got for its own breach.
+fn is_own(layer: &Layer, error: &Error) -> bool {
+    layer.health.get() == Health::Bypassed
+        && error.kind() == ErrorKind::FilterFault
+        && error.filter() == Some(&layer.name)
 }
 
 fn layer_fault(layer: &Layer, kind: OpKind, extent: Extent) -> Error {
