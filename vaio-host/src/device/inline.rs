@@ -4,7 +4,8 @@
 //! another thread takes tens. A read is done only if it is cached (`RWF_NOWAIT`). So is a write
 //! where the file system can tell; where it cannot (ext4), a plain write is nearly always a copy
 //! too, but waits when the system throttles writers. Then one write is late, and for
-//! [`REST`] after it writes go to the engine instead.
+//! [`REST`] times as long the next ones go to the engine instead: the thread waits for at most one
+//! part in that many.
 
 use std::{
     fs::File,
@@ -19,9 +20,9 @@ use vaio_core::{Instant, Rt};
 /// Largest transfer that is done inline, in bytes.
 const BYTES_MAX: usize = 64 << 10;
 /// A write that took longer was throttled.
-const SLOW: Duration = Duration::from_millis(2);
-/// How long writes are not done inline after a slow one.
-const REST: Duration = Duration::from_secs(1);
+const SLOW: Duration = Duration::from_millis(1);
+/// How many times a slow write's own time writes are not done inline after it.
+const REST: u32 = 20;
 
 /// What is known of a file's page cache.
 #[derive(Debug, Default)]
@@ -71,8 +72,9 @@ impl Inline {
         }
         let result = pwritev2(file, &from, offset, ReadWriteFlags::empty());
         let end = rt.now();
-        if end.since(start) > SLOW {
-            let until = (end + REST).as_nanos();
+        let took = end.since(start);
+        if took > SLOW {
+            let until = (end + took * REST).as_nanos();
             self.rest_until.store(until, Ordering::Relaxed);
         }
         result == Ok(data.len())
