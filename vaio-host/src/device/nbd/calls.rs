@@ -86,9 +86,15 @@ enum Reading {
         is_last: bool,
     },
     /// The first 8 bytes of a data chunk: where its data belongs.
-    DataOffset { slot: usize, header: ChunkHeader },
+    DataOffset {
+        slot: usize,
+        header: ChunkHeader,
+    },
     /// Content that is read whole.
-    Content { slot: usize, header: ChunkHeader },
+    Content {
+        slot: usize,
+        header: ChunkHeader,
+    },
 }
 
 /// See the file's first lines.
@@ -370,9 +376,14 @@ impl Calls {
         let call = self.entries[slot].call.as_ref().expect("in flight");
         let at = offset.checked_sub(call.request.offset);
         let is_read = call.buffer.is_some();
-        at.filter(|at| is_read && at.checked_add(len).is_some_and(|end| end <= call.request.len))
-            .and_then(|at| Some((usize::try_from(at).ok()?, usize::try_from(len).ok()?)))
-            .ok_or(Broken::Malformed { what })
+        at.filter(|at| {
+            is_read
+                && at
+                    .checked_add(len)
+                    .is_some_and(|end| end <= call.request.len)
+        })
+        .and_then(|at| Some((usize::try_from(at).ok()?, usize::try_from(len).ok()?)))
+        .ok_or(Broken::Malformed { what })
     }
 
     fn data_offset(
@@ -385,7 +396,10 @@ impl Calls {
             return Ok(None);
         };
         let what = "data chunk";
-        let len = header.len.checked_sub(OFFSET_LEN as u64).filter(|len| *len > 0);
+        let len = header
+            .len
+            .checked_sub(OFFSET_LEN as u64)
+            .filter(|len| *len > 0);
         let len = len.ok_or(Broken::Malformed { what })?;
         let (at, left) = self.place(slot, u64::from_be_bytes(*bytes), len)?;
         self.reading = Reading::Data {
