@@ -19,7 +19,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use vaio_core::{AlignedBuf, BufferPool, Io, Op, Result};
+use vaio_core::{AlignedBuf, BufferPool, Disk, ErrorKind, Io, Op, PORT_DEPTH_MAX, Port, Result};
 
 use super::{
     inbox::Inbox,
@@ -29,7 +29,6 @@ use super::{
     query::{Queries, Query},
     reply::Replies,
     server::ServerSettings,
-    shim::{Disk, Port},
     slots::{Slot, Slots},
     stop::Stopped,
     wire::Wire,
@@ -92,6 +91,8 @@ pub(super) struct Connection<W> {
     wire: W,
     service: Service,
     port: Port,
+    /// Depth of the port.
+    in_flight_max: usize,
     /// Block status queries in flight.
     running: FuturesUnordered<Query>,
     inbox: Inbox,
@@ -116,8 +117,10 @@ impl<W: Wire> Connection<W> {
     /// Takes over after the handshake; `inbox` may hold the first requests.
     pub(super) fn new(wire: W, mut inbox: Inbox, service: Service) -> Result<Self> {
         inbox.grow(INBOX);
+        let port = open_port(&service.disk, service.settings.in_flight_max)?;
         Ok(Self {
-            port: service.disk.port(service.settings.in_flight_max)?,
+            in_flight_max: port.1,
+            port: port.0,
             running: FuturesUnordered::new(),
             inbox,
             window: INBOX,
@@ -170,9 +173,8 @@ impl<W: Wire> Connection<W> {
     /// Whether one more request with `payload` bytes may begin. Alone, any request may.
     fn has_room(&self, payload: usize) -> bool {
         let held = self.buffered + self.outbox.backlog();
-        let settings = &self.service.settings;
-        self.in_flight() < settings.in_flight_max
-            && (held == 0 || held + payload <= settings.buffered_bytes_max)
+        let held_max = self.service.settings.buffered_bytes_max;
+        self.in_flight() < self.in_flight_max && (held == 0 || held + payload <= held_max)
     }
 
     /// One receive: into the payload that is being received, and behind it into the inbox.
@@ -420,5 +422,17 @@ impl<W: Wire> Connection<W> {
             self.unflushed = false;
         }
         Ok(sent)
+    }
+}
+
+/// A port as deep as wanted, or as deep as the disk has slots left: a late connection is slower,
+/// not refused.
+fn open_port(disk: &Disk, wanted: usize) -> Result<(Port, usize)> {
+    let mut depth = wanted.min(PORT_DEPTH_MAX);
+    loop {
+        match disk.port(depth) {
+            Err(error) if error.kind() == ErrorKind::Busy && depth > 1 => depth /= 2,
+            port => return port.map(|port| (port, depth)),
+        }
     }
 }

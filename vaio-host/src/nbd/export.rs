@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use vaio_core::{DeviceInfo, Error, Result, Support};
+use vaio_core::{DeviceInfo, Disk, Error, Result, Support};
 
 use super::{
     context::{BASE_ALLOCATION, MetaContext},
     negotiate::Offer,
     proto::{BlockSizes, PAYLOAD_MAX, STRING_MAX, transmission_flag as flag},
-    shim::Disk,
 };
 
 /// A disk that clients can open.
@@ -114,13 +113,13 @@ fn flags(info: &DeviceInfo) -> u16 {
         .fold(0, |flags, (flag, _)| flags | flag)
 }
 
-/// Block sizes that follow from the disk. The largest is the protocol's: the framework splits
-/// what a device cannot take at once.
+/// Block sizes that follow from the disk; the largest is at most the protocol's.
 fn blocks(info: &DeviceInfo) -> BlockSizes {
+    let max = info.transfer_max.min(PAYLOAD_MAX);
     BlockSizes {
         min: info.sub_block.unwrap_or(info.logical_block),
-        preferred: info.optimal_block.min(PAYLOAD_MAX),
-        max: PAYLOAD_MAX,
+        preferred: info.optimal_block.min(1 << max.ilog2()),
+        max,
     }
 }
 
@@ -170,5 +169,9 @@ mod tests {
         info.sub_block = Some(512);
         info.optimal_block = 4096;
         assert_eq!(blocks(&info), sizes(512, 4096));
+        info.transfer_max = 12 << 20;
+        info.optimal_block = 16 << 20;
+        let odd = blocks(&info);
+        assert_eq!((odd.preferred, odd.max), (8 << 20, 12 << 20));
     }
 }

@@ -13,7 +13,6 @@ mod query;
 mod reply;
 mod server;
 mod session;
-pub mod shim;
 mod slots;
 mod stop;
 mod tls;

@@ -8,13 +8,12 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use vaio_core::{Error, Extent, Result};
+use vaio_core::{Disk, Error, ErrorKind, Extent, Result};
 
 use super::{
     context::{MetaContext, STATUS_RANGE_MAX, StatusMap},
     export::Export,
     proto::StatusChunk,
-    shim::Disk,
 };
 
 /// Where the answer to one context comes from.
@@ -91,7 +90,7 @@ impl Queries {
                 let extents = status.to_extents(range.len(), one);
                 if extents.is_empty() {
                     return Err(Error::new(
-                        vaio_core::ErrorKind::Internal,
+                        ErrorKind::Internal,
                         "meta context has no answer",
                     ));
                 }

@@ -385,3 +385,6 @@ impl Replies<'_> {
         self.error(Refusal::ErrUnknown, "no export of this name");
     }
 }
+
+#[cfg(test)]
+mod tests;
