@@ -22,7 +22,8 @@ impl ApiVersion {
 
     /// Whether this crate can run a filter built against `self`.
     pub const fn is_supported(self) -> bool {
-        self.major == Self::CURRENT.major && self.minor <= Self::CURRENT.minor
+        let current = Self::CURRENT;
+        self.major == current.major && self.minor <= current.minor
     }
 }
 

@@ -8,7 +8,11 @@ use vaio_core::*;
 
 #[tokio::test]
 async fn every_push_completes_once_with_its_own_answer() {
-    let disk = open(RamDisk::new(1 << 20), vec![passing(every_op("observe", Class::Inspect))]).await;
+    let disk = open(
+        RamDisk::new(1 << 20),
+        vec![passing(every_op("observe", Class::Inspect))],
+    )
+    .await;
     let mut port = disk.port(32).unwrap();
     let mut seen = std::collections::BTreeSet::new();
     for tag in 0..200u64 {
@@ -16,7 +20,8 @@ async fn every_push_completes_once_with_its_own_answer() {
             let done = port.next().await;
             assert!(done.result.is_ok() && seen.insert(done.tag));
         }
-        port.push(tag, write_of((tag % 64) * 512, tag as u8, 512)).unwrap();
+        port.push(tag, write_of((tag % 64) * 512, tag as u8, 512))
+            .unwrap();
     }
     while port.in_flight() > 0 {
         assert!(seen.insert(port.next().await.tag));
@@ -25,7 +30,10 @@ async fn every_push_completes_once_with_its_own_answer() {
     assert_eq!(read_all(&disk, 0, 512).await, vec![192u8; 512]);
     let stats = disk.stats();
     assert_eq!(stats.ops[OpKind::Write as usize].ios, 200);
-    assert_eq!(stats.layers[0].ios[OpKind::Write as usize], (OpKind::Write, 200));
+    assert_eq!(
+        stats.layers[0].ios[OpKind::Write as usize],
+        (OpKind::Write, 200)
+    );
     assert_eq!(disk.state().in_flight, 0);
 }
 
@@ -34,9 +42,15 @@ async fn full_port_refuses_and_bad_io_completes_with_its_error() {
     let disk = open(RamDisk::new(1 << 20), vec![]).await;
     let mut port = disk.port(1).unwrap();
     port.push(7, Io::read(Extent::new(1 << 20, 512))).unwrap();
-    assert_eq!(port.push(8, Io::flush()).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(
+        port.push(8, Io::flush()).unwrap_err().kind(),
+        ErrorKind::Busy
+    );
     let done = port.next().await;
-    assert_eq!((done.tag, done.result.unwrap_err().kind()), (7, ErrorKind::Invalid));
+    assert_eq!(
+        (done.tag, done.result.unwrap_err().kind()),
+        (7, ErrorKind::Invalid)
+    );
     assert!(disk.port(PORT_DEPTH_MAX + 1).is_err());
     assert!(disk.port(0).is_err());
 }
@@ -85,6 +99,12 @@ async fn closed_disk_refuses_push_and_submit() {
     let disk = open(RamDisk::new(1 << 20), vec![]).await;
     let mut port = disk.port(4).unwrap();
     disk.close().await.unwrap();
-    assert_eq!(port.push(0, Io::flush()).unwrap_err().kind(), ErrorKind::Gone);
-    assert_eq!(disk.submit(Io::flush()).await.unwrap_err().kind(), ErrorKind::Gone);
+    assert_eq!(
+        port.push(0, Io::flush()).unwrap_err().kind(),
+        ErrorKind::Gone
+    );
+    assert_eq!(
+        disk.submit(Io::flush()).await.unwrap_err().kind(),
+        ErrorKind::Gone
+    );
 }

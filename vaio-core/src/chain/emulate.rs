@@ -182,6 +182,7 @@ mod tests {
     fn rule() -> Rule {
         Rule {
             to: 0,
+            is_forbidden: false,
             is_refused: false,
             fua: FuaRule::Native,
             can_unmap: true,

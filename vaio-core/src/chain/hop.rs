@@ -1,8 +1,12 @@
 //! One hop: an IO on its way from one layer into the next. Everything that keeps a bad filter
 //! from hurting others is here: the checks on what it sends down and answers, the catching of
 //! panics, the adoption of IO that it lets go, and the rescue of IO above a failed observer.
+//!
+//! This is the hottest code of the crate. The common way (target fit, IO within limits, answer at
+//! the first poll) is `poll_new` -> `poll_filter`/`poll_device` -> `leave`, and moves the IO once.
 
 use std::{
+    any::Any,
     fmt,
     future::Future,
     panic::{AssertUnwindSafe, Location, catch_unwind},
@@ -11,14 +15,42 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{IoCx, Layer, Next, Path, emulate, panic_text};
+use super::{Chain, Layer, Next, Path, emulate, panic_text};
 use crate::{
-    BoxFuture, BypassSafety, Disposition, Error, ErrorKind, Extent, Health, Instant, Io, OpKind,
-    Reply, Result,
+    BoxFuture, Error, ErrorKind, Extent, Health, Instant, Io, Op, OpKind, Reply, Result,
     event::{EventKind, Notice, Severity},
     keeper::{Keeper, Orphan},
     slot::Reached,
 };
+
+type Answer = Result<Reply>;
+
+/// What came of the first poll of a target.
+enum Once<F> {
+    Ready(Answer),
+    Pending(F),
+}
+
+impl<F> Once<F> {
+    #[inline]
+    fn map_pending<T>(self, keep: impl FnOnce(F) -> T) -> Once<T> {
+        match self {
+            Self::Ready(answer) => Once::Ready(answer),
+            Self::Pending(future) => Once::Pending(keep(future)),
+        }
+    }
+}
+
+#[inline]
+fn once<'f>(
+    mut future: BoxFuture<'f, Answer>,
+    context: &mut Context<'_>,
+) -> Once<BoxFuture<'f, Answer>> {
+    match future.as_mut().poll(context) {
+        Poll::Ready(answer) => Once::Ready(answer),
+        Poll::Pending => Once::Pending(future),
+    }
+}
 
 /// The future of an IO submitted through [`Next`].
 ///
@@ -27,36 +59,40 @@ use crate::{
 pub struct Submit<'a> {
     next: Next<'a>,
     site: &'static Location<'static>,
-    state: State<'a>,
+    /// Before the start: the IO. While it is in an observer: the IO again, should that fail.
+    io: Option<Io>,
+    target: Target<'a>,
+    to: u8,
+    kind: OpKind,
+    /// Whether this hop is timed.
+    is_timed: bool,
+    extent: Extent,
 }
 
-enum State<'a> {
-    Start(Io),
+enum Target<'a> {
+    /// Not started.
+    New,
     /// In a filter or device whose future is part of the caller's.
-    Borrowed(BoxFuture<'a, Result<Reply>>, Hop),
+    Borrowed(BoxFuture<'a, Answer>),
     /// In a filter or device whose future outlives the caller.
-    Owned(BoxFuture<'static, Result<Reply>>, Hop),
+    Owned(BoxFuture<'static, Answer>),
     /// Waiting for the fence, emulating, or rescuing: other hops do the work.
-    Detour(BoxFuture<'a, Result<Reply>>),
+    Detour(BoxFuture<'a, Answer>),
     Ended,
 }
 
-/// What is known of the IO while it is in the target.
-struct Hop {
-    to: u8,
-    kind: OpKind,
-    extent: Extent,
-    since: Option<Instant>,
-    /// The IO itself, where it may have to be issued again: only into an observer.
-    again: Option<Io>,
-}
-
 impl<'a> Submit<'a> {
+    #[inline]
     pub(super) fn new(next: Next<'a>, io: Io, site: &'static Location<'static>) -> Self {
         Self {
             next,
             site,
-            state: State::Start(io),
+            kind: io.op.kind(),
+            io: Some(io),
+            target: Target::New,
+            to: 0,
+            extent: Extent::default(),
+            is_timed: false,
         }
     }
 
@@ -65,348 +101,422 @@ impl<'a> Submit<'a> {
         self.site
     }
 
-    /// Finds the target and enters it, or takes a detour, or ends at once.
-    fn start(&self, io: Io) -> State<'a> {
-        let next = self.next;
-        let chain = &next.cx.chain;
-        let (kind, extent) = match self.check(&io) {
-            Ok(checked) => checked,
-            Err(error) => return State::Detour(Box::pin(async { Err(error) })),
-        };
-        let rule = chain.rule(next.level, kind);
-        if emulate::is_needed(&io.op, extent, rule) {
-            return State::Detour(Box::pin(emulate::run(next, io, *rule)));
-        }
-        let fence = &chain.core.fence;
-        if !fence.is_empty() && fence.blocks(extent, kind.is_mutation(), next.caller) {
-            return State::Detour(Box::pin(async move {
-                next.cx
-                    .chain
-                    .core
-                    .fence
-                    .wait(extent, kind.is_mutation(), next.caller)
-                    .await;
-                next.submit(io).await
-            }));
-        }
-        self.enter(rule.to, io, kind, extent)
+    #[inline]
+    fn chain(&self) -> &'a Arc<Chain> {
+        &self.next.cx.chain
     }
 
-    /// Checks what a filter sends down. The port has checked the guest's.
-    fn check(&self, io: &Io) -> Result<(OpKind, Extent)> {
-        let kind = io.op.kind();
-        let caller = self.next.caller;
-        if let crate::Op::Write { offset, data, .. } = &io.op
+    fn layer(&self) -> Option<&'a Arc<Layer>> {
+        self.chain().layers.get(usize::from(self.to))
+    }
+
+    /// Finds the target and enters it, or takes a detour, or ends at once.
+    #[inline]
+    fn poll_new(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+        let chain = self.chain();
+        let io = self.io.as_ref().expect("a new hop has its IO");
+        if let Op::Write { offset, data, .. } = &io.op
             && Extent::checked(*offset, data.len() as u64).is_none()
         {
-            return Err(self.forbidden(kind, Extent::default(), "a write that overflows"));
+            return self.forbidden("a write that overflows");
         }
-        let extent = io.op.extent();
-        if caller == 0 {
-            return Ok((kind, extent));
-        }
-        let info = self.next.info();
-        let layer = &self.next.cx.chain.layers[caller as usize - 1];
-        if layer.descriptor.ops.of(kind) == Disposition::Refuse {
-            return Err(self.forbidden(kind, extent, "an operation that its descriptor refuses"));
-        }
-        if kind == OpKind::Flush {
-            return Ok((kind, extent));
-        }
-        if extent.end() > info.capacity {
-            return Err(self.forbidden(kind, extent, "an extent past the end"));
-        }
-        if extent.is_empty() || !extent.is_aligned(info.logical_block) {
-            return Err(self.forbidden(kind, extent, "an empty or misaligned extent"));
-        }
-        if matches!(kind, OpKind::Read | OpKind::Write) && extent.len() > info.transfer_max.into() {
-            return Err(self.forbidden(kind, extent, "an extent above the largest transfer"));
-        }
-        Ok((kind, extent))
-    }
-
-    fn forbidden(&self, kind: OpKind, extent: Extent, what: &str) -> Error {
-        let chain = &self.next.cx.chain;
-        let text = format!("the filter sent down {what}, at={}", self.site);
-        if let Some(layer) = (self.next.caller as usize).checked_sub(1) {
-            chain.layers[layer].rebuke(&chain.core, &text);
-        }
-        Error::new(ErrorKind::FilterFault, text)
-            .with_op(kind)
-            .with_extent(extent)
-            .with_filter(chain.name_of(self.next.caller.saturating_sub(1)))
-    }
-
-    /// Enters the first layer from `to` on that is fit, or the device.
-    fn enter(&self, to: u8, io: Io, kind: OpKind, extent: Extent) -> State<'a> {
-        let (next, cx) = (self.next, self.next.cx);
-        let Some(layer) = cx.chain.layers.get(to as usize) else {
-            return self.enter_device(to, io, kind, extent);
-        };
-        match layer.health.get() {
-            Health::Active => {}
-            Health::Bypassed => {
-                // Look the next target up from below the bypassed filter.
-                let below = Self {
-                    next: Next {
-                        level: to + 1,
-                        ..next
-                    },
-                    site: self.site,
-                    state: State::Ended,
-                };
-                return below.start(io);
+        self.extent = io.op.extent();
+        let level = &chain.levels[usize::from(self.next.level)];
+        let rule = &level.rules[self.kind as usize];
+        if self.next.caller != 0 {
+            if rule.is_forbidden && self.next.level == self.next.caller {
+                return self.forbidden("an operation that its descriptor refuses");
             }
-            Health::Faulted => {
-                let error = layer_fault(layer, kind, extent);
-                return State::Detour(Box::pin(async { Err(error) }));
+            if let Some(what) = level.misfit(self.kind, self.extent) {
+                return self.forbidden(what);
             }
         }
-        layer.counters.ios[kind as usize].fetch_add(1, Relaxed);
-        let bypass = layer.descriptor.bypass;
-        let mut hop = self.hop(to, kind, extent);
-        if bypass != BypassSafety::Never && next.path != Path::Filtered {
-            hop.again = Some(io.clone());
+        if emulate::is_needed(&io.op, self.extent, rule) {
+            let (next, rule) = (self.next, *rule);
+            let io = self.io.take().expect("looked at above");
+            return self.detour(Box::pin(emulate::run(next, io, rule)), context);
         }
-        let path = match (next.path, bypass) {
-            (Path::Root | Path::Observed, BypassSafety::Always | BypassSafety::WhenClean) => {
+        let fence = &chain.core.fence;
+        if !fence.is_empty() && fence.blocks(self.extent, self.kind.is_mutation(), self.next.caller)
+        {
+            return self.wait_for_fence(context);
+        }
+        self.to = rule.to;
+        self.next.cx.slot.at.store(rule.to + 1, Relaxed);
+        if self.next.cx.slot.is_sampled.load(Relaxed) {
+            self.start_time();
+        }
+        match chain.layers.get(usize::from(rule.to)) {
+            Some(layer) => self.poll_filter(layer, context),
+            None => self.poll_device(context),
+        }
+    }
+
+    /// Enters a filter and polls it once.
+    #[inline]
+    fn poll_filter(&mut self, layer: &'a Arc<Layer>, context: &mut Context<'_>) -> Poll<Answer> {
+        if !layer.health.is_active() {
+            return self.pass_unfit(layer, context);
+        }
+        let (next, to) = (self.next, self.to);
+        layer.counters.ios[self.kind as usize].fetch_add(1, Relaxed);
+        let below = Next {
+            cx: next.cx,
+            level: to + 1,
+            caller: to + 1,
+            path: if layer.is_never || next.path == Path::Filtered {
+                Path::Filtered
+            } else {
                 Path::Observed
-            }
-            _ => Path::Filtered,
+            },
         };
-        if bypass == BypassSafety::Never && next.path != Path::Root {
-            let cx = cx.clone();
-            let future = Box::pin(async move {
-                let next = Next {
+        let core = &self.chain().core;
+        core.polling.store(to + 1, Relaxed);
+        if layer.is_never && next.path != Path::Root {
+            return self.poll_owned_filter(context);
+        }
+        // The IO is made where it is used: it is large enough for a copy to show.
+        let io = &mut self.io;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let io = if layer.is_never {
+                io.take()
+            } else {
+                io.clone()
+            };
+            once(
+                layer.filter.io(io.expect("a new hop has its IO"), below),
+                context,
+            )
+        }));
+        self.polled(
+            polled.map(|once| once.map_pending(Target::Borrowed)),
+            context,
+        )
+    }
+
+    /// Enters a filter that holds or changes data, below one that may let go of it.
+    #[inline]
+    fn poll_owned_filter(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+        self.mark_reached();
+        let (cx, to) = (self.next.cx.clone(), self.to);
+        let io = &mut self.io;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let io = io.take().expect("a new hop has its IO");
+            let owned: BoxFuture<'static, Answer> = Box::pin(async move {
+                let below = Next {
                     cx: &cx,
                     level: to + 1,
                     caller: to + 1,
-                    path,
+                    path: Path::Filtered,
                 };
-                cx.chain.layers[to as usize].filter.io(io, next).await
+                cx.chain.layers[usize::from(to)].filter.io(io, below).await
             });
-            return self.owned(future, hop);
+            once(owned, context)
+        }));
+        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
+    }
+
+    /// Enters the device and polls it once.
+    #[inline]
+    fn poll_device(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+        let chain = self.chain();
+        chain.device_counters.ios[self.kind as usize].fetch_add(1, Relaxed);
+        chain.core.polling.store(self.to + 1, Relaxed);
+        if self.next.path == Path::Root {
+            let io = &mut self.io;
+            let polled = catch_unwind(AssertUnwindSafe(|| {
+                once(
+                    chain
+                        .device
+                        .submit(io.take().expect("a new hop has its IO")),
+                    context,
+                )
+            }));
+            return self.polled(
+                polled.map(|once| once.map_pending(Target::Borrowed)),
+                context,
+            );
         }
-        let below = Next {
-            cx,
-            level: to + 1,
-            caller: to + 1,
-            path,
-        };
-        match self.call(|| layer.filter.io(io, below)) {
-            Ok(future) => State::Borrowed(future, hop),
-            Err(text) => self.fault(hop, &text),
+        self.mark_reached();
+        let device = Arc::clone(&chain.device);
+        let io = &mut self.io;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let io = io.take().expect("a new hop has its IO");
+            let owned: BoxFuture<'static, Answer> =
+                Box::pin(async move { device.submit(io).await });
+            once(owned, context)
+        }));
+        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
+    }
+
+    /// What came of the first poll.
+    #[inline]
+    fn polled(
+        &mut self,
+        polled: Result<Once<Target<'a>>, Box<dyn Any + Send>>,
+        context: &mut Context<'_>,
+    ) -> Poll<Answer> {
+        self.chain().core.polling.store(self.next.caller, Relaxed);
+        match polled {
+            Ok(Once::Ready(answer)) => self.leave(answer, context),
+            Ok(Once::Pending(target)) => {
+                self.target = target;
+                Poll::Pending
+            }
+            Err(panic) => self.panicked(&panic_text(panic.as_ref()), context),
         }
     }
 
-    fn enter_device(&self, to: u8, io: Io, kind: OpKind, extent: Extent) -> State<'a> {
-        let (next, cx) = (self.next, self.next.cx);
-        cx.chain.device_counters.ios[kind as usize].fetch_add(1, Relaxed);
-        let hop = self.hop(to, kind, extent);
-        if next.path == Path::Root {
-            return State::Borrowed(cx.chain.device.submit(io), hop);
+    /// Polls the target again.
+    fn poll_target(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+        let core = &self.chain().core;
+        core.polling.store(self.to + 1, Relaxed);
+        let target = &mut self.target;
+        let polled = catch_unwind(AssertUnwindSafe(|| match target {
+            Target::Borrowed(future) => future.as_mut().poll(context),
+            Target::Owned(future) => future.as_mut().poll(context),
+            _ => unreachable!("only a target is polled"),
+        }));
+        core.polling.store(self.next.caller, Relaxed);
+        match polled {
+            Ok(Poll::Ready(answer)) => {
+                self.drop_target();
+                self.leave(answer, context)
+            }
+            Ok(Poll::Pending) => {
+                let was_bypassed = matches!(self.target, Target::Borrowed(_))
+                    && self
+                        .layer()
+                        .is_some_and(|layer| layer.health.get() == Health::Bypassed);
+                if was_bypassed {
+                    self.drop_target();
+                    return self.fault("the filter was bypassed while it held the IO", context);
+                }
+                Poll::Pending
+            }
+            Err(panic) => {
+                self.drop_target();
+                self.panicked(&panic_text(panic.as_ref()), context)
+            }
         }
-        let device = Arc::clone(&cx.chain.device);
-        self.owned(Box::pin(async move { device.submit(io).await }), hop)
     }
 
-    fn owned(&self, future: BoxFuture<'static, Result<Reply>>, hop: Hop) -> State<'a> {
+    /// Ends the target's future without letting its destructor hurt anyone.
+    fn drop_target(&mut self) {
+        let target = std::mem::replace(&mut self.target, Target::Ended);
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(target)));
+    }
+
+    fn mark_reached(&self) {
         if self.next.path == Path::Observed {
             self.next.cx.slot.set_reached(Reached::InFlight);
         }
-        State::Owned(future, hop)
     }
 
-    fn hop(&self, to: u8, kind: OpKind, extent: Extent) -> Hop {
+    /// Leaves the target with its answer.
+    #[inline]
+    fn leave(&mut self, answer: Answer, context: &mut Context<'_>) -> Poll<Answer> {
         let cx = self.next.cx;
-        cx.slot.at.store(to + 1, Relaxed);
-        let since = cx
-            .slot
-            .is_sampled
-            .load(Relaxed)
-            .then(|| cx.chain.core.rt.now());
-        Hop {
-            to,
-            kind,
-            extent,
-            since,
-            again: None,
+        cx.slot.at.store(self.next.caller, Relaxed);
+        if self.is_timed {
+            self.record_time();
+        }
+        match &answer {
+            Ok(reply) if reply.answers(self.kind, self.extent.len()) => {
+                if self.next.path == Path::Observed {
+                    cx.slot.set_reached(Reached::Done);
+                }
+            }
+            Ok(reply) => {
+                let text = wrong_answer(reply, self.kind, self.extent);
+                return self.lied(&text, context);
+            }
+            Err(error) => {
+                let chain = self.chain();
+                let counters = self
+                    .layer()
+                    .map_or(&chain.device_counters, |layer| &layer.counters);
+                counters.errors.fetch_add(1, Relaxed);
+                if self.next.path == Path::Observed {
+                    cx.slot.fail(error);
+                }
+            }
+        }
+        self.target = Target::Ended;
+        Poll::Ready(answer)
+    }
+
+    #[cold]
+    fn start_time(&mut self) {
+        self.is_timed = true;
+        let now = self.chain().core.rt.now().as_nanos();
+        self.next.cx.slot.entered[usize::from(self.to)].store(now, Relaxed);
+    }
+
+    #[cold]
+    fn record_time(&mut self) {
+        let (cx, chain) = (self.next.cx, self.chain());
+        self.is_timed = false;
+        let since = cx.slot.entered[usize::from(self.to)].load(Relaxed);
+        let total = chain.core.rt.now().since(Instant::from_nanos(since));
+        let counters = self
+            .layer()
+            .map_or(&chain.device_counters, |layer| &layer.counters);
+        let below = cx.slot.below[usize::from(self.to)].swap(0, Relaxed);
+        counters.record_time(total, std::time::Duration::from_nanos(below));
+        if let Some(caller) = self.next.caller.checked_sub(1) {
+            cx.slot.below[usize::from(caller)].fetch_add(crate::stats::nanos(total), Relaxed);
         }
     }
 
-    /// Calls into a filter or device, with its name where the thread's watchdog sees it and its
-    /// panic caught.
-    fn call<T>(&self, call: impl FnOnce() -> T) -> Result<T, String> {
-        catch_unwind(AssertUnwindSafe(call)).map_err(|panic| panic_text(panic.as_ref()))
+    #[cold]
+    fn detour(
+        &mut self,
+        mut future: BoxFuture<'a, Answer>,
+        context: &mut Context<'_>,
+    ) -> Poll<Answer> {
+        let poll = future.as_mut().poll(context);
+        self.target = if poll.is_ready() {
+            Target::Ended
+        } else {
+            Target::Detour(future)
+        };
+        poll
     }
 
-    /// The target broke off (panicked, hung or lied) before it gave a usable answer.
-    fn fault(&self, mut hop: Hop, text: &str) -> State<'a> {
-        let (next, cx) = (self.next, self.next.cx);
-        let Some(layer) = cx.chain.layers.get(hop.to as usize) else {
-            // A device: nothing to bypass.
-            let error = Error::new(
-                ErrorKind::Internal,
-                text.replace("the filter", "the device"),
-            )
-            .with_op(hop.kind)
-            .with_extent(hop.extent);
-            return State::Detour(Box::pin(async { Err(error) }));
+    #[cold]
+    fn wait_for_fence(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+        let (next, kind, extent) = (self.next, self.kind, self.extent);
+        let (io, site) = (self.io.take().expect("a new hop has its IO"), self.site);
+        let wait = async move {
+            next.cx
+                .chain
+                .core
+                .fence
+                .wait(extent, kind.is_mutation(), next.caller)
+                .await;
+            Submit::new(next, io, site).await
         };
-        let Some(io) = hop
-            .again
-            .take()
-            .filter(|_| layer.health.get() == Health::Bypassed)
-        else {
-            let error = Error::new(ErrorKind::FilterFault, text.to_owned())
-                .with_filter(Arc::clone(&layer.name))
-                .with_op(hop.kind)
-                .with_extent(hop.extent);
-            return State::Detour(Box::pin(async { Err(error) }));
-        };
+        self.detour(Box::pin(wait), context)
+    }
+
+    /// The filter sent down what it must not.
+    #[cold]
+    fn forbidden(&mut self, what: &str) -> Poll<Answer> {
+        let chain = self.chain();
+        let text = format!("the filter sent down {what}, at={}", self.site);
+        let caller = self.next.caller.saturating_sub(1);
+        if let Some(layer) = chain.layers.get(usize::from(caller)) {
+            layer.rebuke(&chain.core, &text);
+        }
+        self.target = Target::Ended;
+        Poll::Ready(Err(Error::new(ErrorKind::FilterFault, text)
+            .with_op(self.kind)
+            .with_extent(self.extent)
+            .with_filter(chain.name_of(caller))))
+    }
+
+    /// The target is a filter that failed before.
+    #[cold]
+    fn pass_unfit(&mut self, layer: &Arc<Layer>, context: &mut Context<'_>) -> Poll<Answer> {
+        if layer.health.get() == Health::Faulted {
+            self.target = Target::Ended;
+            return Poll::Ready(Err(layer_fault(layer, self.kind, self.extent)));
+        }
+        let io = self.io.take().expect("a new hop has its IO");
         let below = Next {
-            level: hop.to + 1,
-            ..next
+            level: self.to + 1,
+            ..self.next
         };
-        let answer = match cx.slot.reached() {
-            Reached::Done if hop.kind != OpKind::Read => Some(Ok(Reply::Done)),
-            Reached::Failed => Some(Err(crate::sync::lock(&cx.slot.error)
+        let around = Submit::new(below, io, self.site);
+        self.detour(Box::pin(around), context)
+    }
+
+    #[cold]
+    fn panicked(&mut self, text: &str, context: &mut Context<'_>) -> Poll<Answer> {
+        let core = &self.chain().core;
+        match self.layer() {
+            Some(layer) => {
+                layer.blame(core, EventKind::FilterPanicked, text);
+            }
+            None => core.events.send(Notice::of(
+                Severity::Error,
+                EventKind::FilterPanicked,
+                text.replace("the filter", "the device"),
+            )),
+        }
+        self.fault(text, context)
+    }
+
+    #[cold]
+    fn lied(&mut self, text: &str, context: &mut Context<'_>) -> Poll<Answer> {
+        match self.layer() {
+            Some(layer) => {
+                layer.rebuke(&self.chain().core, text);
+                self.fault(text, context)
+            }
+            None => self.fault(&text.replace("the filter", "the device"), context),
+        }
+    }
+
+    /// The target broke off (panicked, hung or lied) before it gave a usable answer: goes on
+    /// without it where that is safe, else fails the IO.
+    #[cold]
+    fn fault(&mut self, text: &str, context: &mut Context<'_>) -> Poll<Answer> {
+        self.next.cx.slot.at.store(self.next.caller, Relaxed);
+        let (next, kind, extent) = (self.next, self.kind, self.extent);
+        let io = self.io.take();
+        let layer = self.layer();
+        let bypassed = layer.filter(|layer| layer.health.get() == Health::Bypassed);
+        let (Some(layer), Some(io)) = (bypassed, io) else {
+            let kind_of = if layer.is_some() {
+                ErrorKind::FilterFault
+            } else {
+                ErrorKind::Internal
+            };
+            let mut error = Error::new(kind_of, text).with_op(kind).with_extent(extent);
+            if let Some(layer) = layer {
+                error = error.with_filter(Arc::clone(&layer.name));
+            }
+            self.target = Target::Ended;
+            return Poll::Ready(Err(error));
+        };
+        let slot = &next.cx.slot;
+        let answer = match slot.reached() {
+            Reached::Done if kind != OpKind::Read => Some(Ok(Reply::Done)),
+            Reached::Failed => Some(Err(crate::sync::lock(&slot.error)
                 .take()
-                .unwrap_or_else(|| layer_fault(layer, hop.kind, hop.extent)))),
+                .unwrap_or_else(|| layer_fault(layer, kind, extent)))),
             Reached::Nothing | Reached::InFlight | Reached::Done => None,
         };
-        let rescue = cx.chain.core.keeper.rescue(&cx.slot);
-        State::Detour(Box::pin(async move {
+        let rescue = next.cx.chain.core.keeper.rescue(slot);
+        let below = Next {
+            level: self.to + 1,
+            ..next
+        };
+        let site = self.site;
+        let rescued = async move {
             if let Some(answer) = answer {
                 return answer;
             }
             // The filter had forwarded it: the answer that it would have had is used.
             if let Some(rescue) = rescue
-                && let Ok(result) = rescue.await
+                && let Ok(answer) = rescue.await
             {
-                return result;
+                return answer;
             }
-            below.submit(io).await
-        }))
-    }
-
-    /// Leaves the target with its answer.
-    fn leave(&self, hop: Hop, result: Result<Reply>) -> Result<Result<Reply>, State<'a>> {
-        let (next, cx) = (self.next, self.next.cx);
-        let chain = &cx.chain;
-        cx.slot.at.store(next.caller, Relaxed);
-        let layer = chain.layers.get(hop.to as usize);
-        let counters = layer.map_or(&chain.device_counters, |layer| &layer.counters);
-        if let Some(since) = hop.since {
-            let total = chain.core.rt.now().since(since);
-            let below = cx.slot.below[hop.to as usize].swap(0, Relaxed);
-            counters.record_time(total, std::time::Duration::from_nanos(below));
-            if let Some(caller) = next.caller.checked_sub(1) {
-                cx.slot.below[caller as usize].fetch_add(crate::stats::nanos(total), Relaxed);
-            }
-        }
-        let result = match result {
-            Ok(reply) if reply.answers(hop.kind, hop.extent.len()) => Ok(reply),
-            Ok(reply) => {
-                let got = match &reply {
-                    Reply::Data(data) => format!("{} bytes of data", data.len()),
-                    Reply::Done => "no data".to_owned(),
-                };
-                let text = format!(
-                    "the filter answered with {got}, op={} extent={}",
-                    hop.kind, hop.extent
-                );
-                match layer {
-                    Some(layer) => {
-                        layer.rebuke(&chain.core, &text);
-                        return Err(self.fault(hop, &text));
-                    }
-                    None => return Err(self.fault(hop, &text.replace("the filter", "the device"))),
-                }
-            }
-            Err(error) => {
-                counters.errors.fetch_add(1, Relaxed);
-                Err(error)
-            }
+            Submit::new(below, io, site).await
         };
-        if next.path == Path::Observed {
-            match &result {
-                Ok(_) => cx.slot.set_reached(Reached::Done),
-                Err(error) => cx.slot.fail(error),
-            }
-        }
-        Ok(result)
+        self.detour(Box::pin(rescued), context)
     }
+}
 
-    /// Polls the target once.
-    fn poll_target(&mut self, context: &mut Context<'_>) -> Result<Poll<Result<Reply>>, State<'a>> {
-        let core = &self.next.cx.chain.core;
-        let (to, is_owned) = match &self.state {
-            State::Borrowed(_, hop) => (hop.to, false),
-            State::Owned(_, hop) => (hop.to, true),
-            _ => unreachable!("only a target is polled"),
-        };
-        core.polling.store(to + 1, Relaxed);
-        let polled = catch_unwind(AssertUnwindSafe(|| match &mut self.state {
-            State::Borrowed(future, _) => future.as_mut().poll(context),
-            State::Owned(future, _) => future.as_mut().poll(context),
-            _ => unreachable!("only a target is polled"),
-        }));
-        core.polling.store(self.next.caller, Relaxed);
-        match polled {
-            Ok(Poll::Pending) if !is_owned && self.is_target_bypassed(to) => {
-                Err(self.abandon("the filter was bypassed while it held the IO"))
-            }
-            Ok(Poll::Pending) => Ok(Poll::Pending),
-            Ok(Poll::Ready(result)) => {
-                let (State::Borrowed(_, hop) | State::Owned(_, hop)) =
-                    std::mem::replace(&mut self.state, State::Ended)
-                else {
-                    unreachable!("only a target is polled")
-                };
-                self.leave(hop, result).map(Poll::Ready)
-            }
-            Err(panic) => {
-                let text = panic_text(panic.as_ref());
-                if let Some(layer) = self.next.cx.chain.layers.get(to as usize) {
-                    layer.blame(&self.next.cx.chain.core, EventKind::FilterPanicked, &text);
-                } else {
-                    self.next.cx.chain.core.events.send(Notice::of(
-                        Severity::Error,
-                        EventKind::FilterPanicked,
-                        text.replace("the filter", "the device"),
-                    ));
-                }
-                Err(self.abandon(&text))
-            }
-        }
-    }
-
-    fn is_target_bypassed(&self, to: u8) -> bool {
-        self.next
-            .cx
-            .chain
-            .layers
-            .get(to as usize)
-            .is_some_and(|layer| layer.health.get() == Health::Bypassed)
-    }
-
-    /// Drops the target's future, which may orphan what is below it, and goes on without it.
-    fn abandon(&mut self, text: &str) -> State<'a> {
-        let state = std::mem::replace(&mut self.state, State::Ended);
-        let hop = match state {
-            State::Borrowed(future, hop) => {
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
-                hop
-            }
-            State::Owned(future, hop) => {
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
-                hop
-            }
-            _ => unreachable!("only a target is abandoned"),
-        };
-        self.fault(hop, text)
-    }
+fn wrong_answer(reply: &Reply, kind: OpKind, extent: Extent) -> String {
+    let got = match reply {
+        Reply::Data(data) => format!("{} bytes of data", data.len()),
+        Reply::Done => "no data".to_owned(),
+    };
+    format!("the filter answered with {got}, op={kind} extent={extent}")
 }
 
 fn layer_fault(layer: &Layer, kind: OpKind, extent: Extent) -> Error {
@@ -423,68 +533,67 @@ fn layer_fault(layer: &Layer, kind: OpKind, extent: Extent) -> Error {
 }
 
 impl Future for Submit<'_> {
-    type Output = Result<Reply>;
+    type Output = Answer;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        loop {
-            let next_state = match &mut this.state {
-                State::Start(_) => {
-                    let State::Start(io) = std::mem::replace(&mut this.state, State::Ended) else {
-                        unreachable!("just matched")
-                    };
-                    this.start(io)
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        match &mut self.target {
+            Target::New => self.poll_new(context),
+            Target::Borrowed(_) | Target::Owned(_) => self.poll_target(context),
+            Target::Detour(future) => {
+                let poll = future.as_mut().poll(context);
+                if poll.is_ready() {
+                    self.target = Target::Ended;
                 }
-                State::Borrowed(..) | State::Owned(..) => match this.poll_target(context) {
-                    Ok(poll) => return poll,
-                    Err(state) => state,
-                },
-                State::Detour(future) => {
-                    let poll = future.as_mut().poll(context);
-                    if poll.is_ready() {
-                        this.state = State::Ended;
-                    }
-                    return poll;
-                }
-                State::Ended => panic!("an IO was polled after it ended"),
-            };
-            this.state = next_state;
+                poll
+            }
+            Target::Ended => panic!("an IO was polled after it ended"),
         }
     }
 }
 
 impl Drop for Submit<'_> {
+    #[inline]
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.state, State::Ended) {
-            State::Owned(future, hop) => {
-                let cx: &IoCx = self.next.cx;
+        if !matches!(self.target, Target::New | Target::Ended) {
+            self.let_go();
+        }
+    }
+}
+
+impl Submit<'_> {
+    /// Dropped in flight.
+    #[cold]
+    fn let_go(&mut self) {
+        let (cx, caller) = (self.next.cx, self.next.caller);
+        match std::mem::replace(&mut self.target, Target::Ended) {
+            Target::Owned(future) => {
                 // The outermost hop that is being dropped knows who let go.
-                let by = cx.slot.dropper().unwrap_or(self.next.caller);
-                let by = match by.checked_sub(1) {
+                let by = cx.slot.dropper().unwrap_or(caller);
+                let dropped_by = match by.checked_sub(1) {
                     Some(layer) => cx.chain.name_of(layer),
                     None => Arc::from("port"),
                 };
                 let orphan = Orphan {
                     future,
-                    kind: hop.kind,
-                    extent: hop.extent,
-                    level: self.next.caller,
-                    dropped_by: by,
+                    kind: self.kind,
+                    extent: self.extent,
+                    level: caller,
+                    dropped_by,
                     slot: Arc::clone(&cx.slot),
                     ends_slot: false,
                 };
                 Keeper::adopt(&cx.chain.core, orphan);
             }
-            State::Borrowed(future, _) | State::Detour(future) => {
-                let slot = &self.next.cx.slot;
-                let is_outermost = slot.set_dropper(self.next.caller);
+            Target::Borrowed(future) | Target::Detour(future) => {
+                let is_outermost = cx.slot.set_dropper(caller);
                 // A destructor that panics while another unwinds would end the process.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
                 if is_outermost {
-                    slot.clear_dropper();
+                    cx.slot.clear_dropper();
                 }
             }
-            State::Start(_) | State::Ended => {}
+            Target::New | Target::Ended => {}
         }
     }
 }

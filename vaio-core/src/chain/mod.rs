@@ -25,7 +25,7 @@ use std::{
 
 use crate::{
     AllocationMap, BlockDevice, BypassSafety, Descriptor, DeviceInfo, Error, Extent, Filter,
-    Health, LayerState, OpKind, Result,
+    Health, LayerState, Result,
     core::Core,
     event::{EventKind, Notice, Severity},
     stats::LayerCounters,
@@ -40,6 +40,8 @@ pub const LAYERS_MAX: usize = 16;
 pub(crate) struct Layer {
     pub(crate) name: Arc<str>,
     pub(crate) descriptor: Descriptor,
+    /// Whether it is never safe to bypass: its IO outlives a caller that lets go.
+    pub(crate) is_never: bool,
     pub(crate) filter: Arc<dyn Filter>,
     pub(crate) health: Arc<LayerHealth>,
     pub(crate) counters: Arc<LayerCounters>,
@@ -56,6 +58,11 @@ pub(crate) struct LayerHealth {
 impl LayerHealth {
     pub(crate) fn get(&self) -> Health {
         Health::from_byte(self.health.load(Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn is_active(&self) -> bool {
+        self.health.load(Relaxed) == Health::Active as u8
     }
 
     pub(crate) fn fault(&self) -> Option<String> {
@@ -191,10 +198,6 @@ impl Chain {
     /// What the disk looks like to whoever submits into `level`.
     pub(crate) fn info(&self, level: usize) -> &DeviceInfo {
         &self.levels[level].info
-    }
-
-    pub(crate) fn rule(&self, level: u8, kind: OpKind) -> &Rule {
-        &self.levels[level as usize].rules[kind as usize]
     }
 
     /// What is known of the allocation, as seen by whoever submits into `level`.

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use super::Layer;
-use crate::{Capabilities, Descriptor, DeviceInfo, Disposition, Error, OpKind, Result, Support};
+use crate::{
+    Capabilities, Descriptor, DeviceInfo, Disposition, Error, Extent, OpKind, Result, Support,
+};
 
 /// Largest payload that the framework takes in one IO; it splits what a layer cannot take.
 pub(crate) const TRANSFER_MAX: u32 = 32 << 20;
@@ -14,6 +16,25 @@ pub(crate) const TRANSFER_MAX: u32 = 32 << 20;
 pub(crate) struct Level {
     pub(crate) info: DeviceInfo,
     pub(crate) rules: [Rule; OpKind::COUNT],
+}
+
+impl Level {
+    /// What is wrong with an extent that a filter submits into this level, if anything.
+    pub(crate) fn misfit(&self, kind: OpKind, extent: Extent) -> Option<&'static str> {
+        let info = &self.info;
+        let is_data = matches!(kind, OpKind::Read | OpKind::Write);
+        if kind == OpKind::Flush {
+            None
+        } else if extent.end() > info.capacity {
+            Some("an extent past the end")
+        } else if extent.is_empty() || !extent.is_aligned(info.logical_block) {
+            Some("an empty or misaligned extent")
+        } else if is_data && extent.len() > u64::from(info.transfer_max) {
+            Some("an extent above the largest transfer")
+        } else {
+            None
+        }
+    }
 }
 
 /// What becomes of `fua` on the way to a target.
@@ -32,6 +53,8 @@ pub(crate) enum FuaRule {
 pub(crate) struct Rule {
     /// The first layer that does not pass the operation; the number of layers: the device.
     pub(crate) to: u8,
+    /// The layer that submits into this level has said that it would not.
+    pub(crate) is_forbidden: bool,
     /// The target does not do it: the framework emulates it there, or refuses.
     pub(crate) is_refused: bool,
     pub(crate) fua: FuaRule,
@@ -46,6 +69,11 @@ pub(crate) fn build(layers: &[Arc<Layer>], device: &DeviceInfo) -> Result<Box<[L
     device.validate()?;
     let mut levels = vec![device_level(layers.len(), device)];
     for (index, layer) in layers.iter().enumerate().rev() {
+        let below = levels.last_mut().expect("the device's level is there");
+        for kind in OpKind::ALL {
+            below.rules[kind as usize].is_forbidden =
+                layer.descriptor.ops.of(kind) == Disposition::Refuse;
+        }
         let named = |error: Error| error.with_filter(Arc::clone(&layer.name));
         let below = levels.last().expect("the device's level is there");
         let shaped = layer.filter.shape(&below.info).map_err(named)?;
@@ -66,6 +94,7 @@ fn device_level(target: usize, device: &DeviceInfo) -> Level {
     };
     let rules = OpKind::ALL.map(|kind| Rule {
         to: u8::try_from(target).expect("at most LAYERS_MAX filters"),
+        is_forbidden: false,
         is_refused: caps.support(kind) != Support::Native,
         fua,
         can_unmap: true,
@@ -95,6 +124,7 @@ fn filter_level(
         Disposition::Pass => below.rules[kind as usize],
         disposition => Rule {
             to: u8::try_from(target).expect("at most LAYERS_MAX filters"),
+            is_forbidden: false,
             is_refused: disposition == Disposition::Refuse
                 || shaped.caps.support(kind) == Support::None,
             fua: match (flags.fua, shaped.caps.volatile_cache) {

@@ -177,6 +177,7 @@ impl DiskInner {
         .await?;
         Ok(Arc::new(Layer {
             name: Arc::from(resolved.descriptor.name),
+            is_never: resolved.descriptor.bypass == crate::BypassSafety::Never,
             descriptor: resolved.descriptor.clone(),
             filter,
             health: Arc::<LayerHealth>::default(),

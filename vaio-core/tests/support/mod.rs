@@ -21,7 +21,10 @@ pub struct TokioRt {
 
 impl TokioRt {
     pub fn new() -> Rt {
-        Arc::new(Self { start: tokio::time::Instant::now(), seed: AtomicU64::new(1) })
+        Arc::new(Self {
+            start: tokio::time::Instant::now(),
+            seed: AtomicU64::new(1),
+        })
     }
 }
 
@@ -52,7 +55,8 @@ impl Runtime for TokioRt {
     }
 
     fn entropy(&self) -> u64 {
-        self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
+        self.seed
+            .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
     }
 }
 
@@ -80,7 +84,10 @@ impl std::fmt::Debug for Custom {
 }
 
 pub fn every_op(name: &'static str, class: Class) -> Descriptor {
-    Descriptor::new(name, "1", class).intercept(&OpKind::ALL).accept_fua().accept_zeroes_flags()
+    Descriptor::new(name, "1", class)
+        .intercept(&OpKind::ALL)
+        .accept_fua()
+        .accept_zeroes_flags()
 }
 
 /// A filter that passes everything.
@@ -133,7 +140,12 @@ impl Filter for Custom {
     }
 
     async fn lifecycle(&self, event: Lifecycle<'_>) -> Result<Outcome> {
-        let call = format!("{}:{}:{}", self.descriptor.name, event.verb.name(), event.phase.name());
+        let call = format!(
+            "{}:{}:{}",
+            self.descriptor.name,
+            event.verb.name(),
+            event.phase.name()
+        );
         self.calls.lock().unwrap().push(call);
         (self.life)(event.verb.name(), event.phase)
     }
@@ -171,7 +183,10 @@ pub fn registry(filters: Vec<Custom>) -> (Policy, FilterRegistry) {
     let mut policy = Policy::empty();
     let mut registry = FilterRegistry::default();
     for filter in filters {
-        policy = policy.with(FilterSpec { name: filter.descriptor.name.into(), settings: BTreeMap::new() });
+        policy = policy.with(FilterSpec {
+            name: filter.descriptor.name.into(),
+            settings: BTreeMap::new(),
+        });
         registry = registry.with(filter);
     }
     (policy, registry)
@@ -179,7 +194,11 @@ pub fn registry(filters: Vec<Custom>) -> (Policy, FilterRegistry) {
 
 pub async fn open(device: impl BlockDevice, filters: Vec<Custom>) -> Disk {
     let (policy, registry) = registry(filters);
-    Disk::builder(Arc::new(device), TokioRt::new()).policy(policy, registry).open().await.unwrap()
+    Disk::builder(Arc::new(device), TokioRt::new())
+        .policy(policy, registry)
+        .open()
+        .await
+        .unwrap()
 }
 
 pub fn soon(rt: &Rt) -> Instant {
@@ -203,5 +222,9 @@ pub fn write_of(offset: u64, byte: u8, len: usize) -> Io {
 }
 
 pub async fn read_all(disk: &Disk, offset: u64, len: u64) -> Vec<u8> {
-    disk.submit(Io::read(Extent::new(offset, len))).await.unwrap().into_data().to_vec()
+    disk.submit(Io::read(Extent::new(offset, len)))
+        .await
+        .unwrap()
+        .into_data()
+        .to_vec()
 }
