@@ -4,7 +4,7 @@ mod connection;
 mod context;
 mod export;
 mod inbox;
-mod listen;
+pub(crate) mod listen;
 pub mod negotiate;
 mod outbox;
 mod plan;
