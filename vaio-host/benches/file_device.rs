@@ -33,7 +33,9 @@ struct Plan {
 fn main() -> ExitCode {
     let Some(plan) = parse(std::env::args().skip(1)) else {
         // `cargo bench` and `cargo test --benches` run this without a path: nothing to measure.
-        eprintln!("file_device PATH [--rw R] [--depth N] [--seconds S] [--block B] [--direct D] [--engine E]");
+        eprintln!(
+            "file_device PATH [--rw R] [--depth N] [--seconds S] [--block B] [--direct D] [--engine E]"
+        );
         return ExitCode::SUCCESS;
     };
     match HostRuntime::run(|rt| measure(plan, rt)) {
@@ -114,7 +116,11 @@ async fn measure(plan: Plan, rt: vaio_core::Rt) -> vaio_core::Result<()> {
         done += worker.await.expect("a worker does not panic")?;
     }
     let iops = done as f64 / start.elapsed().as_secs_f64();
-    let rw = if plan.is_write { "randwrite" } else { "randread" };
+    let rw = if plan.is_write {
+        "randwrite"
+    } else {
+        "randread"
+    };
     println!(
         "figure file_device_{rw}_qd{}_iops {iops:.0} iops",
         plan.depth

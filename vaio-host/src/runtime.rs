@@ -137,7 +137,11 @@ impl Runtime for HostRuntime {
     fn spawn(&self, name: &'static str, task: BoxFuture<'static, ()>) {
         drop(self.handle.spawn(async move {
             if let Err(cause) = AssertUnwindSafe(task).catch_unwind().await {
-                tracing::error!(task = name, panic = text(&*cause), "task panicked and ended");
+                tracing::error!(
+                    task = name,
+                    panic = text(&*cause),
+                    "task panicked and ended"
+                );
             }
         }));
     }
@@ -193,7 +197,6 @@ pub(crate) fn text(cause: &(dyn std::any::Any + Send)) -> &str {
         "(no text)"
     }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -261,7 +264,10 @@ mod tests {
 
     #[test]
     fn entropy_differs_and_current_outside_is_refused() {
-        assert_eq!(HostRuntime::current().unwrap_err().kind(), ErrorKind::Config);
+        assert_eq!(
+            HostRuntime::current().unwrap_err().kind(),
+            ErrorKind::Config
+        );
         HostRuntime::run(|rt| async move { assert_ne!(rt.entropy(), rt.entropy()) }).unwrap();
     }
 }

@@ -7,6 +7,7 @@
 //! `VAIO_FUZZ_CASES` sets the number of cases (default 20,000), `VAIO_FUZZ_SEED` the first seed; a
 //! failure names the seed of its case.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
     clippy::cast_possible_truncation,
     reason = "random numbers are cut to size on purpose"

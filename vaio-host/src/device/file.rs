@@ -192,8 +192,7 @@ impl FileDevice {
     }
 
     async fn write_zeroes(&self, extent: Extent, how: Zeroing) -> Result<(), Failure> {
-        let is_done =
-            how.may_unmap && self.punch(extent).await? || self.zero_range(extent).await?;
+        let is_done = how.may_unmap && self.punch(extent).await? || self.zero_range(extent).await?;
         if is_done {
             if how.fua {
                 self.flush().await?;
@@ -258,10 +257,14 @@ impl FileDevice {
                 ErrorKind::Gone,
                 format!("the file's io has stopped with its runtime, path={at}"),
             ),
-            Failure::Errno(_) if op == OpKind::Flush && self.is_flush_lost.load(Ordering::Acquire) => {
+            Failure::Errno(_)
+                if op == OpKind::Flush && self.is_flush_lost.load(Ordering::Acquire) =>
+            {
                 Error::new(
                     ErrorKind::Io,
-                    format!("a flush failed and the system forgot what it held: reopen the disk and check it, path={at}"),
+                    format!(
+                        "a flush failed and the system forgot what it held: reopen the disk and check it, path={at}"
+                    ),
                 )
             }
             Failure::Errno(_) if failure.is_unsupported() => Error::new(
@@ -269,7 +272,9 @@ impl FileDevice {
                 format!("the file system cannot do it, path={at}"),
             ),
             Failure::Errno(errno) => {
-                let hint = if errno == Errno::NOSPC.raw_os_error() || errno == Errno::DQUOT.raw_os_error() {
+                let hint = if errno == Errno::NOSPC.raw_os_error()
+                    || errno == Errno::DQUOT.raw_os_error()
+                {
                     "no space for the file: free some below it"
                 } else if errno == Errno::INVAL.raw_os_error() {
                     "the file refused the request: its size, blocks or mount may have changed, reopen it"
@@ -301,10 +306,17 @@ impl BlockDevice for FileDevice {
 
     async fn submit(&self, io: Io) -> Result<Reply> {
         let (kind, extent) = (io.op.kind(), io.op.extent());
-        debug_assert!(extent.is_aligned(self.info.logical_block) && extent.end() <= self.info.capacity);
+        debug_assert!(
+            extent.is_aligned(self.info.logical_block) && extent.end() <= self.info.capacity
+        );
         if kind.is_mutation() && self.info.caps.read_only {
-            let text = format!("the file is open for reading only, path={}", self.path.display());
-            return Err(Error::new(ErrorKind::ReadOnly, text).with_op(kind).with_extent(extent));
+            let text = format!(
+                "the file is open for reading only, path={}",
+                self.path.display()
+            );
+            return Err(Error::new(ErrorKind::ReadOnly, text)
+                .with_op(kind)
+                .with_extent(extent));
         }
         let done = match io.op {
             Op::Read { extent } => {

@@ -163,7 +163,15 @@ fn open_direct(path: &Path, options: &FileOptions, is_regular: bool) -> Result<O
     }
     let block = block(path, size, alignment.block, options)?;
     Ok(Some(Opened {
-        info: info(&file, size, block, alignment.memory, is_regular, options, true),
+        info: info(
+            &file,
+            size,
+            block,
+            alignment.memory,
+            is_regular,
+            options,
+            true,
+        ),
         file,
         is_direct: true,
         is_regular,
@@ -206,7 +214,9 @@ fn open_file(path: &Path, read_only: bool, flags: OFlags) -> io::Result<File> {
 
 fn denied(path: &Path, cause: io::Error) -> Error {
     let hint = match cause.kind() {
-        io::ErrorKind::PermissionDenied => "cannot open: check its owner and mode, or use read-only",
+        io::ErrorKind::PermissionDenied => {
+            "cannot open: check its owner and mode, or use read-only"
+        }
         io::ErrorKind::ReadOnlyFilesystem => "cannot open for writing: use read-only",
         _ => "cannot open",
     };
@@ -359,12 +369,20 @@ mod tests {
             assert!(line.contains("truncate -s 1024"), "{line}");
             assert!(line.contains("size=1000 block=512"), "{line}");
         }
-        File::options().write(true).open(&path).unwrap().set_len(1536).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(1536)
+            .unwrap();
         let options = FileOptions::default().with_logical_block(4096);
         assert!(refused(&path, &options).contains("size=1536 block=4096"));
         let options = FileOptions::default().with_logical_block(768);
         assert!(refused(&path, &options).contains("power of two"));
-        assert_eq!(open(&path, &FileOptions::default()).unwrap().info.capacity, 1536);
+        assert_eq!(
+            open(&path, &FileOptions::default()).unwrap().info.capacity,
+            1536
+        );
     }
 
     #[test]

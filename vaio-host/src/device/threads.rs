@@ -138,9 +138,11 @@ fn do_all(file: &File, mut request: Request) -> Answer {
 /// One system call.
 fn do_some(file: &File, request: &mut Request, progress: usize) -> Result<usize, Errno> {
     match request {
-        Request::Read { offset, buffer } => {
-            pread(file, &mut buffer.as_mut()[progress..], *offset + progress as u64)
-        }
+        Request::Read { offset, buffer } => pread(
+            file,
+            &mut buffer.as_mut()[progress..],
+            *offset + progress as u64,
+        ),
         Request::Write {
             offset,
             data,

@@ -232,11 +232,11 @@ impl<W: Wire> Connection<W> {
                 slot,
                 refusal,
             } => {
-                let dropped = (*left).min(self.inbox.filled().len() as u64);
-                *left -= dropped;
+                let filled = self.inbox.filled().len();
+                let dropped = usize::try_from(*left).map_or(filled, |left| left.min(filled));
+                *left -= dropped as u64;
                 let (done, slot, refusal) = (*left == 0, *slot, *refusal);
-                // No more than what lies in the inbox, so it is an index.
-                self.inbox.consume(dropped as usize);
+                self.inbox.consume(dropped);
                 if done {
                     self.receiving = Receiving::Header;
                     self.refuse(slot, refusal.errno, refusal.text);

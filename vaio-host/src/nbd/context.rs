@@ -80,6 +80,7 @@ impl StatusMap {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "the flags are two bits")]
 const fn allocation_flags(what: Allocation) -> u32 {
     let flags = match what {
         Allocation::Data => 0,
@@ -87,7 +88,6 @@ const fn allocation_flags(what: Allocation) -> u32 {
         Allocation::Hole => status_flag::HOLE | status_flag::ZERO,
         Allocation::Unmapped => status_flag::HOLE,
     };
-    // The flags are two bits.
     flags as u32
 }
 

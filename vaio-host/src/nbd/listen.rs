@@ -20,7 +20,7 @@ const BACKLOG: i32 = 128;
 /// enough for a batch of 32 reads of 4 KiB in one send.
 const SOCKET_BUFFER: usize = 1 << 20;
 /// After this silence a TCP peer is asked whether it is still there.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// One listening socket.
 #[derive(Debug)]

@@ -45,8 +45,9 @@ impl Plan {
     /// Bytes of payload that the request holds in memory, coming or going.
     pub(super) fn payload_len(&self) -> usize {
         match self {
-            // At most `PAYLOAD_MAX`.
-            Self::Io(Op::Read { extent }) => extent.len() as usize,
+            Self::Io(Op::Read { extent }) => {
+                usize::try_from(extent.len()).expect("a read is at most the largest payload")
+            }
             Self::Write { len, .. } => *len as usize,
             Self::Status { payload, .. } => *payload as usize,
             Self::Io(_) | Self::Refuse(_) | Self::Disconnect | Self::Close => 0,

@@ -5,6 +5,7 @@
 use std::{
     future::poll_fn,
     io::{self, IoSlice, IoSliceMut},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,6 +14,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{
     connection::{Connection, Service},
+    export::Export,
     inbox::Inbox,
     listen::Stream,
     negotiate::{Negotiation, Next, Session, Tls},
@@ -22,6 +24,7 @@ use super::{
     },
     query::Queries,
     server::{Shared, within},
+    stop::Stopped,
     wire::Wire,
 };
 
@@ -49,21 +52,16 @@ pub(super) async fn refuse(stream: Stream, shared: &Shared) {
         shared.settings.connections_max
     );
     let negotiation = Negotiation::refusing(OptionReplyType::ErrPolicy, text);
+    match stream {
+        Stream::Unix(stream) => refuse_stream(stream, shared, negotiation).await,
+        Stream::Tcp(stream) => refuse_stream(stream, shared, negotiation).await,
+    }
+}
+
+async fn refuse_stream<W: Wire>(mut wire: W, shared: &Shared, negotiation: Negotiation) {
     // Whether it listens or not, it is closed.
-    let _ = match stream {
-        Stream::Unix(mut stream) => {
-            within(REFUSAL_TIMEOUT, async move {
-                handshake(&mut stream, shared, negotiation).await.map(drop)
-            })
-            .await
-        }
-        Stream::Tcp(mut stream) => {
-            within(REFUSAL_TIMEOUT, async move {
-                handshake(&mut stream, shared, negotiation).await.map(drop)
-            })
-            .await
-        }
-    };
+    let told = handshake(&mut wire, shared, negotiation);
+    let _ = within(REFUSAL_TIMEOUT, told).await;
 }
 
 /// What the handshake led to.
@@ -77,20 +75,24 @@ async fn serve_stream<S>(stream: S, shared: &Shared) -> io::Result<()>
 where
     S: Wire + AsyncRead + AsyncWrite,
 {
-    let established = within(shared.settings.handshake_timeout, establish(stream, shared))
-        .await
-        .unwrap_or_else(|| {
-            Err(io::Error::new(
+    let stopped = shared.stop.subscribe();
+    let established = stopped.unless(establish(stream, shared));
+    let established = match within(shared.settings.handshake_timeout, established).await {
+        Some(Some(established)) => established?,
+        Some(None) => return Ok(()),
+        None => {
+            return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "handshake took too long",
-            ))
-        })?;
+            ));
+        }
+    };
     match established {
         Established::Plain(stream, inbox, session) => {
-            transmit(stream, inbox, &session, shared).await
+            transmit(stream, inbox, &session, shared, stopped).await
         }
         Established::Tls(stream, inbox, session) => {
-            transmit(*stream, inbox, &session, shared).await
+            transmit(*stream, inbox, &session, shared, stopped).await
         }
         Established::Closed => Ok(()),
     }
@@ -176,7 +178,7 @@ async fn options<W: Wire>(
             Parsed::Item { item, used } => {
                 inbox.consume(used);
                 let Some(framed) = item else { continue };
-                let offers: Vec<_> = shared.exports.iter().map(|export| export.offer()).collect();
+                let offers: Vec<_> = shared.exports.iter().map(Export::offer).collect();
                 let next = negotiation.step(&offers, framed, &mut replies);
                 send(wire, &replies).await?;
                 replies.clear();
@@ -211,6 +213,7 @@ async fn transmit<W: Wire>(
     inbox: Inbox,
     session: &Session,
     shared: &Shared,
+    stopped: Stopped,
 ) -> io::Result<()> {
     let export = &shared.exports[session.export];
     let service = Service {
@@ -218,8 +221,8 @@ async fn transmit<W: Wire>(
         mode: session.mode,
         queries: Queries::new(export, &session.contexts),
         pool: shared.pool.clone(),
-        settings: std::sync::Arc::clone(&shared.settings),
-        stopped: shared.stop.subscribe(),
+        settings: Arc::clone(&shared.settings),
+        stopped,
     };
     let mut connection = Connection::new(wire, inbox, service).map_err(io::Error::other)?;
     poll_fn(|cx| connection.poll(cx)).await

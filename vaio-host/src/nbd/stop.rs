@@ -1,11 +1,13 @@
 //! [`Stop`]: tells every connection that the server stops. Costs one load per poll.
 
 use std::{
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    task::Context,
+    task::{Context, Poll},
 };
 
 use futures::task::AtomicWaker;
@@ -62,5 +64,17 @@ impl Stopped {
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> bool {
         self.waker.register(cx.waker());
         self.shared.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Waits for `future`, unless the server stops first: `None`.
+    pub(super) async fn unless<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if self.poll(cx) {
+                return Poll::Ready(None);
+            }
+            future.as_mut().poll(cx).map(Some)
+        })
+        .await
     }
 }

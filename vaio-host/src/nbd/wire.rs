@@ -12,7 +12,7 @@ use std::{
 };
 
 use nix::libc::MSG_NOSIGNAL;
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -57,7 +57,7 @@ macro_rules! socket_wire {
                     let result = drained(
                         |io| self.try_io(Interest::READABLE, io),
                         buffers.iter().map(|buffer| buffer.len()).sum(),
-                        || recv(SockRef::from(&*self), buffers),
+                        || recv(&SockRef::from(&*self), buffers),
                     );
                     if let Some(result) = result {
                         return Poll::Ready(result);
@@ -75,7 +75,7 @@ macro_rules! socket_wire {
                     let result = drained(
                         |io| self.try_io(Interest::WRITABLE, io),
                         buffers.iter().map(|buffer| buffer.len()).sum(),
-                        || send(SockRef::from(&*self), buffers),
+                        || send(&SockRef::from(&*self), buffers),
                     );
                     if let Some(result) = result {
                         return Poll::Ready(result);
@@ -124,14 +124,14 @@ fn drained(
     }
 }
 
-fn recv(socket: SockRef<'_>, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+fn recv(socket: &Socket, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
     match buffers {
-        [one] => (&*socket).read(one),
-        many => (&*socket).read_vectored(many),
+        [one] => { socket }.read(one),
+        many => { socket }.read_vectored(many),
     }
 }
 
-fn send(socket: SockRef<'_>, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+fn send(socket: &Socket, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
     match buffers {
         [one] => socket.send_with_flags(one, MSG_NOSIGNAL),
         many => socket.send_vectored_with_flags(many, MSG_NOSIGNAL),

@@ -152,7 +152,7 @@ wire_enum! {
         /// Too long.
         ErrTooBig = ERR | 9,
         /// Only with extended headers.
-        ErrExtHeaderReqd = ERR | 10,
+        ErrExtHeaderReqd = ERR | 0xa,
     }
 }
 

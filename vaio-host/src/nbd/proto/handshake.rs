@@ -2,7 +2,7 @@
 
 use super::{
     Parsed, ProtoError, handshake_flag,
-    wire::{be16, be32, be64, fixed, need},
+    wire::{be16, be32, be64, fixed},
 };
 
 const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -41,7 +41,7 @@ impl Greeting {
     pub fn parse(input: &[u8]) -> Result<Parsed<Self>, ProtoError> {
         let header: &[u8; Self::LEN] = match fixed(input) {
             Ok(header) => header,
-            Err(missing) => return need(missing),
+            Err(missing) => return Ok(Parsed::NeedMore(missing)),
         };
         for (at, magic) in [(0, GREETING_MAGIC), (8, OPTION_MAGIC)] {
             let got = be64(header, at);

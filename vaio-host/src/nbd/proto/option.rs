@@ -7,7 +7,7 @@ use super::{
     INFO_REQUESTS_MAX, InfoType, META_QUERIES_MAX, OPTION_DATA_MAX, OPTION_DRAIN_MAX, OptionCode,
     OptionReplyType, Parsed, ProtoError,
     handshake::OPTION_MAGIC,
-    wire::{Reader, be32, be64, fixed, len32, need, put_string32},
+    wire::{Reader, be32, be64, fixed, len32, put_string32},
 };
 
 const OPTION_HEADER: usize = 16;
@@ -86,6 +86,9 @@ impl ClientOption {
     }
 
     /// Appends the option, header and data.
+    ///
+    /// # Panics
+    /// If it asks for more than 65,535 facts.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
         out.extend_from_slice(&self.code().to_be_bytes());
@@ -206,7 +209,7 @@ impl OptionParser {
         }
         let header: &[u8; OPTION_HEADER] = match fixed(input) {
             Ok(header) => header,
-            Err(missing) => return need(missing),
+            Err(missing) => return Ok(Parsed::NeedMore(missing)),
         };
         let magic = be64(header, 0);
         if magic != OPTION_MAGIC {
@@ -231,7 +234,7 @@ impl OptionParser {
             });
         }
         let Some(data) = input[OPTION_HEADER..].get(..len) else {
-            return need(OPTION_HEADER + len - input.len());
+            return Ok(Parsed::NeedMore(OPTION_HEADER + len - input.len()));
         };
         let option = ClientOption::decode(code, data);
         Ok(Parsed::Item {
@@ -442,7 +445,7 @@ fn decode_info(mut reader: Reader<'_>) -> Result<Info, ProtoError> {
 pub fn option_reply_parse(code: u32, input: &[u8]) -> Result<Parsed<OptionReply>, ProtoError> {
     let header: &[u8; REPLY_HEADER] = match fixed(input) {
         Ok(header) => header,
-        Err(missing) => return need(missing),
+        Err(missing) => return Ok(Parsed::NeedMore(missing)),
     };
     let what = "option reply";
     let magic = be64(header, 0);
@@ -455,7 +458,7 @@ pub fn option_reply_parse(code: u32, input: &[u8]) -> Result<Parsed<OptionReply>
     let len = be32(header, 16) as usize;
     check_count(what, len, OPTION_DATA_MAX)?;
     let Some(data) = input[REPLY_HEADER..].get(..len) else {
-        return need(REPLY_HEADER + len - input.len());
+        return Ok(Parsed::NeedMore(REPLY_HEADER + len - input.len()));
     };
     Ok(Parsed::Item {
         item: OptionReply::decode(be32(header, 12), data)?,

@@ -2,7 +2,7 @@
 
 use super::{
     Errno, PAYLOAD_MAX, Parsed, ProtoError, ReplyMode, STATUS_EXTENTS_MAX, STRING_MAX,
-    wire::{Reader, be16, be32, be64, fixed, len32, need},
+    wire::{Reader, be16, be32, be64, fixed, len32},
 };
 
 const SIMPLE_MAGIC: u32 = 0x6744_6698;
@@ -103,6 +103,9 @@ pub struct ChunkHeader {
 
 impl ChunkHeader {
     /// Appends the header.
+    ///
+    /// # Panics
+    /// If `len` exceeds 32 bits and the mode is not extended.
     pub fn encode(&self, mode: ReplyMode, out: &mut Vec<u8>) {
         let mut header = [0; EXTENDED_LEN];
         header[4..6].copy_from_slice(&(if self.done { DONE } else { 0 }).to_be_bytes());
@@ -144,17 +147,17 @@ impl ReplyHeader {
     pub fn parse(mode: ReplyMode, input: &[u8]) -> Result<Parsed<Self>, ProtoError> {
         let magic = match fixed::<4>(input) {
             Ok(bytes) => u32::from_be_bytes(*bytes),
-            Err(_) => return need(SIMPLE_LEN - input.len()),
+            Err(_) => return Ok(Parsed::NeedMore(SIMPLE_LEN - input.len())),
         };
         match (mode, magic) {
             (ReplyMode::Simple | ReplyMode::Structured, SIMPLE_MAGIC) => Ok(simple_header(input)),
             (ReplyMode::Structured, STRUCTURED_MAGIC) => match fixed::<STRUCTURED_LEN>(input) {
                 Ok(header) => chunk_header(header, 0, be32(header, 16).into()),
-                Err(missing) => need(missing),
+                Err(missing) => Ok(Parsed::NeedMore(missing)),
             },
             (ReplyMode::Extended, EXTENDED_MAGIC) => match fixed::<EXTENDED_LEN>(input) {
                 Ok(header) => chunk_header(header, be64(header, 16), be64(header, 24)),
-                Err(missing) => need(missing),
+                Err(missing) => Ok(Parsed::NeedMore(missing)),
             },
             _ => Err(ProtoError::Magic {
                 what: "reply",
@@ -341,6 +344,10 @@ pub fn encode_done(mode: ReplyMode, cookie: u64, offset: u64, out: &mut Vec<u8>)
 
 /// Appends the reply to a request that failed. `text` is cut to what a client should bear and is
 /// left out of a simple reply.
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "the text is cut before its length is taken"
+)]
 pub fn encode_error(
     mode: ReplyMode,
     (cookie, offset): (u64, u64),

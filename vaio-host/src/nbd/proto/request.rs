@@ -2,7 +2,7 @@
 
 use super::{
     Command, Parsed, ProtoError, ReplyMode, STATUS_CONTEXTS_MAX, cmd_flag,
-    wire::{Reader, be16, be32, be64, fixed, len32, need},
+    wire::{Reader, be16, be32, be64, fixed},
 };
 
 const COMPACT_MAGIC: u32 = 0x2560_9513;
@@ -69,13 +69,13 @@ impl Request {
         if mode == ReplyMode::Extended {
             let header: &[u8; Self::EXTENDED_LEN] = match fixed(input) {
                 Ok(header) => header,
-                Err(missing) => return need(missing),
+                Err(missing) => return Ok(Parsed::NeedMore(missing)),
             };
             return Self::from_fields(header, EXTENDED_MAGIC, be64(header, 24));
         }
         let header: &[u8; Self::COMPACT_LEN] = match fixed(input) {
             Ok(header) => header,
-            Err(missing) => return need(missing),
+            Err(missing) => return Ok(Parsed::NeedMore(missing)),
         };
         Self::from_fields(header, COMPACT_MAGIC, be32(header, 24).into())
     }
@@ -129,9 +129,8 @@ impl StatusPayload {
     /// Longest payload accepted, in bytes.
     pub const LEN_MAX: usize = 8 + 4 * STATUS_CONTEXTS_MAX;
 
-    /// Appends the payload.
+    /// Appends the payload; a server takes at most [`STATUS_CONTEXTS_MAX`] contexts.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        debug_assert!(len32(self.contexts.len()) as usize <= STATUS_CONTEXTS_MAX);
         out.extend_from_slice(&self.len.to_be_bytes());
         for id in &self.contexts {
             out.extend_from_slice(&id.to_be_bytes());

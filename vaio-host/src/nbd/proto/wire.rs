@@ -1,6 +1,6 @@
 //! [`Reader`]: a bounded cursor over bytes from the peer.
 
-use super::{Parsed, ProtoError, STRING_MAX};
+use super::{ProtoError, STRING_MAX};
 
 /// Takes fields off the front of one message's bytes; `what` names the message in errors.
 #[derive(Clone, Copy, Debug)]
@@ -118,9 +118,4 @@ pub(super) fn put_string32(out: &mut Vec<u8>, text: &str) {
 /// A length that a limit above keeps far below 4 GiB.
 pub(super) fn len32(len: usize) -> u32 {
     u32::try_from(len).expect("lengths we send are bounded by the limits of this module")
-}
-
-/// `Ok(NeedMore)` from a missing count.
-pub(super) const fn need<T>(missing: usize) -> Result<Parsed<T>, ProtoError> {
-    Ok(Parsed::NeedMore(missing))
 }
