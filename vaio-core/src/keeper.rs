@@ -90,7 +90,10 @@ impl Keeper {
             .with_next_step("look at the time-outs of the filter named, and at the device below"),
         );
         let (send, receive) = oneshot::channel();
-        lock(&core.keeper.rescues).insert(slot_key(&orphan.slot), receive);
+        if !orphan.ends_slot {
+            // A whole IO is no one's answer: a hop inside it would wait for itself.
+            lock(&core.keeper.rescues).insert(slot_key(&orphan.slot), receive);
+        }
         let kept = Self::keep(Arc::clone(core), orphan, raised, send);
         lock(&core.keeper.inbox).push(kept);
         core.keeper.arrived.wake();
@@ -113,6 +116,10 @@ impl Keeper {
         } = orphan;
         Box::pin(async move {
             let result = poll_fn(|cx| {
+                if ends_slot {
+                    // The watcher changes the fate of what hangs: look at it again then.
+                    *lock(&slot.waker) = Some(cx.waker().clone());
+                }
                 let poll = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
                 poll.unwrap_or_else(|_| {
                     Poll::Ready(Err(crate::Error::new(
@@ -125,9 +132,11 @@ impl Keeper {
             // Let go of the future before the gate: a detach that waits must see it gone.
             drop(future);
             drop(raised);
-            lock(&core.keeper.rescues).remove(&slot_key(&slot));
             if ends_slot {
+                *lock(&slot.waker) = None;
                 slot.end();
+            } else {
+                lock(&core.keeper.rescues).remove(&slot_key(&slot));
             }
             let text = match &result {
                 Ok(_) => "an orphaned IO ended".to_owned(),

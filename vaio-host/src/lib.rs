@@ -1,2 +1,4 @@
 //! vaio-host
+pub mod device;
 pub mod nbd;
+pub mod runtime;

@@ -2,14 +2,19 @@
 //! prefetch by nothing, fua by a flush, large IO in pieces. Decisions first, pure; then the thin
 //! async part that acts on them.
 
+use std::{
+    panic::Location,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
 use bytes::BytesMut;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::join_all;
 
 use super::{
-    Next, Rule,
+    IoCx, Next, Path, Rule, Submit,
     table::{FuaRule, TRANSFER_MAX},
 };
-use crate::{Error, ErrorKind, Extent, Io, Op, OpKind, Reply, Result, zeroes};
+use crate::{Error, ErrorKind, Extent, Io, Op, OpKind, Reply, Result, slot::Slot, zeroes};
 
 /// Pieces of one large IO in flight together.
 const PIECES_MAX: usize = 8;
@@ -138,16 +143,20 @@ fn split(op: Op, rule: &Rule) -> Vec<Op> {
     }
 }
 
-/// Does the IO by other means, at its target.
-pub(super) async fn run(next: Next<'_>, io: Io, rule: Rule) -> Result<Reply> {
+/// Does the IO by other means, at its target, for `caller`.
+///
+/// Whatever stands for the IO enters at its target: filters above passed the IO, so they do not
+/// see its parts. Each part goes down with a slot of its own, because what one came to says
+/// nothing of the others.
+pub(super) async fn run(
+    cx: IoCx,
+    caller: u8,
+    io: Io,
+    rule: Rule,
+    site: &'static Location<'static>,
+) -> Result<Reply> {
     let kind = io.op.kind();
     let extent = io.op.extent();
-    // Whatever stands for the IO enters at its target: filters above passed the IO, so they do
-    // not see its parts.
-    let at = Next {
-        level: rule.to,
-        ..next
-    };
     let (pieces, then_flush) = match plan(io.op.clone(), &rule) {
         Plan::Answer => return Ok(Reply::Done),
         Plan::Refuse(what, text) => {
@@ -156,22 +165,47 @@ pub(super) async fn run(next: Next<'_>, io: Io, rule: Rule) -> Result<Reply> {
         Plan::Pieces { pieces, then_flush } => (pieces, then_flush),
     };
     debug_assert!(extent.len() <= u64::from(TRANSFER_MAX) || kind != OpKind::Read);
-    let replies: Vec<Reply> = stream::iter(pieces)
-        .map(|op| at.submit(io.with_op(op)))
-        .buffered(PIECES_MAX)
-        .try_collect()
-        .await?;
+    let part = |op: Op| part(&cx, caller, io.with_op(op), rule, site);
+    let mut data = BytesMut::new();
+    // A few at a time, and all of them polled each time: when an observer is bypassed, every IO
+    // that it holds has to be looked at, not only those that were woken.
+    for some in pieces.chunks(PIECES_MAX) {
+        // An error does not cut the others short: they are in flight and have to end.
+        for reply in join_all(some.iter().map(|op| part(op.clone()))).await {
+            data.extend_from_slice(&reply?.into_data());
+        }
+    }
     if then_flush {
-        at.submit(io.with_op(Op::Flush)).await?;
+        part(Op::Flush).await?;
     }
-    if kind != OpKind::Read {
-        return Ok(Reply::Done);
-    }
-    let mut data = BytesMut::with_capacity(usize::try_from(extent.len()).unwrap_or(0));
-    for reply in replies {
-        data.extend_from_slice(&reply.into_data());
-    }
-    Ok(Reply::Data(data.freeze()))
+    Ok(match kind {
+        OpKind::Read => Reply::Data(data.freeze()),
+        _ => Reply::Done,
+    })
+}
+
+/// One part of an emulated IO. The whole owns it, so it goes down like an IO of a port.
+async fn part(
+    whole: &IoCx,
+    caller: u8,
+    io: Io,
+    rule: Rule,
+    site: &'static Location<'static>,
+) -> Result<Reply> {
+    let slot = Arc::<Slot>::default();
+    slot.is_sampled
+        .store(whole.slot.is_sampled.load(Relaxed), Relaxed);
+    let cx = IoCx {
+        chain: Arc::clone(&whole.chain),
+        slot,
+    };
+    let next = Next {
+        cx: &cx,
+        level: rule.to,
+        caller,
+        path: Path::Root,
+    };
+    Submit::past_fence(next, io, site).await
 }
 
 #[cfg(test)]

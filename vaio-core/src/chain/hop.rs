@@ -15,7 +15,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Chain, Layer, Next, Path, emulate, panic_text};
+use super::{Chain, Layer, Next, Path, Rule, emulate, panic_text};
 use crate::{
     BoxFuture, Error, ErrorKind, Extent, Health, Instant, Io, Op, OpKind, Reply, Result,
     event::{EventKind, Notice, Severity},
@@ -62,6 +62,10 @@ pub struct Submit<'a> {
     /// Before the start: the IO. While it is in an observer: the IO again, should that fail.
     io: Option<Io>,
     target: Target<'a>,
+    /// The fence was waited for, or is the business of the IO that this is a part of.
+    is_past_fence: bool,
+    /// Other IOs stand for this one: they are counted and timed at the target, not it.
+    is_emulated: bool,
     to: u8,
     kind: OpKind,
     /// Whether this hop is timed.
@@ -90,10 +94,19 @@ impl<'a> Submit<'a> {
             kind: io.op.kind(),
             io: Some(io),
             target: Target::New,
+            is_past_fence: false,
+            is_emulated: false,
             to: 0,
             extent: Extent::default(),
             is_timed: false,
         }
+    }
+
+    /// An IO, or a part of one, that has waited for the fence.
+    pub(super) fn past_fence(next: Next<'a>, io: Io, site: &'static Location<'static>) -> Self {
+        let mut submit = Self::new(next, io, site);
+        submit.is_past_fence = true;
+        submit
     }
 
     /// Where the filter made the call.
@@ -131,17 +144,17 @@ impl<'a> Submit<'a> {
                 return self.forbidden(what);
             }
         }
-        if emulate::is_needed(&io.op, self.extent, rule) {
-            let (next, rule) = (self.next, *rule);
-            let io = self.io.take().expect("looked at above");
-            return self.detour(Box::pin(emulate::run(next, io, rule)), context);
-        }
         let fence = &chain.core.fence;
-        if !fence.is_empty() && fence.blocks(self.extent, self.kind.is_mutation(), self.next.caller)
+        if !fence.is_empty()
+            && !self.is_past_fence
+            && fence.blocks(self.extent, self.kind.is_mutation(), self.next.caller)
         {
             return self.wait_for_fence(context);
         }
         self.to = rule.to;
+        if emulate::is_needed(&io.op, self.extent, rule) {
+            return self.emulate(*rule, context);
+        }
         self.next.cx.slot.at.store(rule.to + 1, Relaxed);
         if self.next.cx.slot.is_sampled.load(Relaxed) {
             self.start_time();
@@ -150,6 +163,28 @@ impl<'a> Submit<'a> {
             Some(layer) => self.poll_filter(layer, context),
             None => self.poll_device(context),
         }
+    }
+
+    /// Does the IO by other means. Below a filter that is one owned future: let go half way it
+    /// runs to its end as a whole, and what an observer is rescued with is the answer of the
+    /// whole.
+    #[cold]
+    fn emulate(&mut self, rule: Rule, context: &mut Context<'_>) -> Poll<Answer> {
+        let cx = self.next.cx;
+        cx.slot.at.store(rule.to + 1, Relaxed);
+        let io = self.io.take().expect("a new hop has its IO");
+        let (cx, caller, site) = (cx.clone(), self.next.caller, self.site);
+        let run = Box::pin(emulate::run(cx, caller, io, rule, site));
+        if self.next.path == Path::Root {
+            return self.detour(run, context);
+        }
+        self.is_emulated = true;
+        if self.next.cx.slot.is_sampled.load(Relaxed) {
+            self.start_time();
+        }
+        self.mark_reached();
+        let polled = catch_unwind(AssertUnwindSafe(|| once(run, context)));
+        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
     }
 
     /// Enters a filter and polls it once.
@@ -336,7 +371,15 @@ impl<'a> Submit<'a> {
                 let counters = self
                     .layer()
                     .map_or(&chain.device_counters, |layer| &layer.counters);
-                counters.errors.fetch_add(1, Relaxed);
+                if !self.is_emulated {
+                    counters.errors.fetch_add(1, Relaxed);
+                }
+                // An observer that was taken out of the path while it had the IO, and answers
+                // with the error it got for its own breach: its IO goes on without it.
+                if self.io.is_some() && self.layer().is_some_and(|layer| is_own(layer, error)) {
+                    let text = error.message().to_owned();
+                    return self.fault(&text, context);
+                }
                 if self.next.path == Path::Observed {
                     cx.slot.fail(error);
                 }
@@ -363,7 +406,9 @@ impl<'a> Submit<'a> {
             .layer()
             .map_or(&chain.device_counters, |layer| &layer.counters);
         let below = cx.slot.below[usize::from(self.to)].swap(0, Relaxed);
-        counters.record_time(total, std::time::Duration::from_nanos(below));
+        if !self.is_emulated {
+            counters.record_time(total, std::time::Duration::from_nanos(below));
+        }
         if let Some(caller) = self.next.caller.checked_sub(1) {
             cx.slot.below[usize::from(caller)].fetch_add(crate::stats::nanos(total), Relaxed);
         }
@@ -395,7 +440,7 @@ impl<'a> Submit<'a> {
                 .fence
                 .wait(extent, kind.is_mutation(), next.caller)
                 .await;
-            Submit::new(next, io, site).await
+            Submit::past_fence(next, io, site).await
         };
         self.detour(Box::pin(wait), context)
     }
@@ -428,7 +473,7 @@ impl<'a> Submit<'a> {
             level: self.to + 1,
             ..self.next
         };
-        let around = Submit::new(below, io, self.site);
+        let around = Submit::past_fence(below, io, self.site);
         self.detour(Box::pin(around), context)
     }
 
@@ -465,7 +510,9 @@ impl<'a> Submit<'a> {
     fn fault(&mut self, text: &str, context: &mut Context<'_>) -> Poll<Answer> {
         self.next.cx.slot.at.store(self.next.caller, Relaxed);
         let (next, kind, extent) = (self.next, self.kind, self.extent);
-        let io = self.io.take();
+        // Below a filter that is not an observer no one knows whether it was forwarded.
+        let is_known = next.path != Path::Filtered || !kind.is_mutation();
+        let io = self.io.take().filter(|_| is_known);
         let layer = self.layer();
         let bypassed = layer.filter(|layer| layer.health.get() == Health::Bypassed);
         let (Some(layer), Some(io)) = (bypassed, io) else {
@@ -505,7 +552,8 @@ impl<'a> Submit<'a> {
             {
                 return answer;
             }
-            Submit::new(below, io, site).await
+            // Whatever fence there is was raised after the IO came, perhaps for the IO itself.
+            Submit::past_fence(below, io, site).await
         };
         self.detour(Box::pin(rescued), context)
     }
@@ -517,6 +565,13 @@ fn wrong_answer(reply: &Reply, kind: OpKind, extent: Extent) -> String {
         Reply::Done => "no data".to_owned(),
     };
     format!("the filter answered with {got}, op={kind} extent={extent}")
+}
+
+/// Whether a bypassed filter's error is the one that it got for its own breach.
+fn is_own(layer: &Layer, error: &Error) -> bool {
+    layer.health.get() == Health::Bypassed
+        && error.kind() == ErrorKind::FilterFault
+        && error.filter() == Some(&layer.name)
 }
 
 fn layer_fault(layer: &Layer, kind: OpKind, extent: Extent) -> Error {

@@ -1,11 +1,15 @@
 //! The hop table: for every level and operation, where an IO goes and what has to be done to it
 //! on the way. Pure: made once per chain from what filters and device say.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
-use super::Layer;
+use super::{Layer, panic_text};
 use crate::{
-    Capabilities, Descriptor, DeviceInfo, Disposition, Error, Extent, OpKind, Result, Support,
+    Capabilities, Descriptor, DeviceInfo, Disposition, Error, ErrorKind, Extent, OpKind, Result,
+    Support,
 };
 
 /// Largest payload that the framework takes in one IO; it splits what a layer cannot take.
@@ -76,7 +80,12 @@ pub(crate) fn build(layers: &[Arc<Layer>], device: &DeviceInfo) -> Result<Box<[L
         }
         let named = |error: Error| error.with_filter(Arc::clone(&layer.name));
         let below = levels.last().expect("the device's level is there");
-        let shaped = layer.filter.shape(&below.info).map_err(named)?;
+        let shaped = catch_unwind(AssertUnwindSafe(|| layer.filter.shape(&below.info)))
+            .unwrap_or_else(|panic| {
+                let text = panic_text(panic.as_ref());
+                Err(Error::new(ErrorKind::FilterFault, text))
+            })
+            .map_err(named)?;
         shaped.validate().map_err(named)?;
         let level = filter_level(index, &layer.descriptor, shaped, below).map_err(named)?;
         levels.push(level);
@@ -86,6 +95,13 @@ pub(crate) fn build(layers: &[Arc<Layer>], device: &DeviceInfo) -> Result<Box<[L
 }
 
 fn device_level(target: usize, device: &DeviceInfo) -> Level {
+    let device = &device.with_caps(|caps| {
+        // What it says of an operation that it does not do means nothing.
+        if caps.discard != Support::Native {
+            caps.discard_reads = crate::DiscardReads::OldOrZero;
+        }
+        caps.fast_zeroes &= caps.write_zeroes == Support::Native;
+    });
     let caps = device.caps;
     let fua = match (caps.fua, caps.volatile_cache) {
         (Support::Native, _) => FuaRule::Native,

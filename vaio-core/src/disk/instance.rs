@@ -22,8 +22,19 @@ pub(super) struct Attached {
     pub(super) resolved: Resolved,
     pub(super) settings: Settings,
     pub(super) layer: Arc<Layer>,
-    pub(super) tasks: Arc<Tasks>,
+    pub(super) tasks: OwnTasks,
     pub(super) instance: u64,
+}
+
+/// The tasks of an instance, ended with it however it ends.
+#[derive(Debug)]
+pub(super) struct OwnTasks(Arc<Tasks>);
+
+impl Drop for OwnTasks {
+    fn drop(&mut self) {
+        self.0.stop();
+        self.0.kill();
+    }
 }
 
 impl DiskInner {
@@ -123,7 +134,7 @@ impl DiskInner {
                     resolved,
                     settings,
                     layer,
-                    tasks,
+                    tasks: OwnTasks(tasks),
                     instance,
                 })
             }
@@ -246,13 +257,13 @@ impl DiskInner {
     }
 
     async fn end_tasks(&self, one: &Attached) {
-        one.tasks.stop();
+        one.tasks.0.stop();
         let rt = self.rt();
         let deadline = rt.now() + self.core.settings.lifecycle_timeout;
-        if rt.timeout_at(deadline, one.tasks.ended()).await.is_some() {
+        if rt.timeout_at(deadline, one.tasks.0.ended()).await.is_some() {
             return;
         }
-        one.tasks.kill();
+        one.tasks.0.kill();
         self.core.events.send(
             Notice::of(
                 Severity::Warning,
@@ -262,7 +273,7 @@ impl DiskInner {
             .with_filter(&one.layer.name),
         );
         let deadline = rt.now() + self.core.settings.lifecycle_timeout;
-        let _ = rt.timeout_at(deadline, one.tasks.ended()).await;
+        let _ = rt.timeout_at(deadline, one.tasks.0.ended()).await;
     }
 }
 

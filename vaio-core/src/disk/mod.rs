@@ -427,6 +427,13 @@ impl fmt::Debug for Disk {
     }
 }
 
+impl Drop for DiskInner {
+    /// A disk that no one holds any more is not clean, but it is over: what runs for it ends.
+    fn drop(&mut self) {
+        self.core.set_closed();
+    }
+}
+
 impl fmt::Debug for DiskInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DiskInner")

@@ -157,11 +157,24 @@ impl Quiesced {
 
     /// Thaws, and says whether the disk was quiesced until now.
     pub fn release(self) -> Release {
-        if self.shared.open(RELEASED) {
+        if self.resume() {
             Release::Held
         } else {
             Release::ThawedEarly
         }
+    }
+
+    /// Opens the gate and tells of it, unless that was done before.
+    fn resume(&self) -> bool {
+        let won = self.shared.open(RELEASED);
+        if won {
+            self.shared.core.events.send(Notice::of(
+                Severity::Info,
+                EventKind::Resumed,
+                "the disk serves on",
+            ));
+        }
+        won
     }
 
     /// Whether it still holds.
@@ -172,14 +185,7 @@ impl Quiesced {
 
 impl Drop for Quiesced {
     fn drop(&mut self) {
-        if self.shared.open(RELEASED) {
-            let core = &self.shared.core;
-            core.events.send(Notice::of(
-                Severity::Info,
-                EventKind::Resumed,
-                "the disk serves on",
-            ));
-        }
+        self.resume();
     }
 }
 

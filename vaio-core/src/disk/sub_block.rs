@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    AllocationMap, BlockDevice, DeviceInfo, Error, Extent, Io, Op, OpKind, Reply, Result, Support,
+    AllocationMap, BlockDevice, DeviceInfo, DiscardReads, Error, Extent, Io, Op, OpKind, Reply,
+    Result, Support,
     sync::{LockMode, RangeLock},
 };
 
@@ -35,8 +36,15 @@ impl SubBlock {
         info.logical_block = sub;
         info.optimal_block = info.optimal_block.max(block);
         info.sub_block = None;
-        // Room for the two partial blocks at the ends.
-        info.transfer_max = (info.transfer_max - block).max(block);
+        // Room for the two partial blocks at the ends; where there is none, an IO must not cross
+        // the end of a block.
+        info.transfer_max = match info.transfer_max - block {
+            0 => sub,
+            room => room,
+        };
+        // A partial block is written as data, and keeps its content when discarded.
+        info.caps.fast_zeroes = false;
+        info.caps.discard_reads = DiscardReads::OldOrZero;
         Arc::new(Self {
             inner,
             info,
@@ -95,7 +103,8 @@ impl SubBlock {
 fn parts(extent: Extent, block: u32) -> (Extent, Vec<Extent>) {
     let inner = extent.align_in(block);
     if inner.is_empty() {
-        return (Extent::new(extent.offset(), 0), vec![extent]);
+        let edges = extent.split(block.into()).collect();
+        return (Extent::new(extent.offset(), 0), edges);
     }
     let edges = [
         Extent::from_range(extent.offset(), inner.offset()),

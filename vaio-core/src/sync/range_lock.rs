@@ -226,7 +226,8 @@ mod tests {
         let mut c = Box::pin(locks.lock(Extent::new(0, 4), LockMode::Shared));
         assert!(c.as_mut().now_or_never().is_none());
         drop(b);
-        assert!(c.as_mut().now_or_never().is_some());
+        let held = c.as_mut().now_or_never();
+        assert!(held.is_some());
         drop(a);
         assert!(
             locks

@@ -1,5 +1,14 @@
 //! A runtime over tokio for the tests of core, and small filters that do one thing each.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test file uses a part of it"
+)]
+
+mod device;
+
+pub use device::*;
 
 use std::{
     collections::BTreeMap,
@@ -227,4 +236,59 @@ pub async fn read_all(disk: &Disk, offset: u64, len: u64) -> Vec<u8> {
         .unwrap()
         .into_data()
         .to_vec()
+}
+
+/// Polls once; the future stays where it is.
+pub async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    futures::future::poll_immediate(future).await
+}
+
+pub fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+pub fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub async fn sleep(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// Runs `future` for at most `seconds` of virtual time.
+pub async fn within<F: Future>(seconds: u64, future: F) -> F::Output {
+    let limit = secs(seconds);
+    tokio::time::timeout(limit, future)
+        .await
+        .expect("ends in time")
+}
+
+/// Opens with everything given.
+pub async fn open_with(
+    device: Arc<dyn BlockDevice>,
+    filters: Vec<Custom>,
+    settings: impl FnOnce(&mut DiskSettings),
+) -> Disk {
+    let (policy, registry) = registry(filters);
+    let mut limits = DiskSettings::default();
+    settings(&mut limits);
+    Disk::builder(device, TokioRt::new())
+        .policy(policy, registry)
+        .settings(limits)
+        .open()
+        .await
+        .unwrap()
+}
+
+/// A filter that lets go of what is below after `limit`, and tries once more if `again`.
+pub fn timing_out(name: &'static str, limit: Duration, again: bool) -> Custom {
+    custom(every_op(name, Class::Inspect), move |io, next| {
+        Box::pin(async move {
+            match tokio::time::timeout(limit, next.submit(io.clone())).await {
+                Ok(result) => result,
+                Err(_) if again => next.submit(io).await,
+                Err(_) => Err(Error::new(ErrorKind::TimedOut, "too slow")),
+            }
+        })
+    })
 }
