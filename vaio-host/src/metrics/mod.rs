@@ -322,7 +322,7 @@ mod tests {
                 .open()
                 .await
                 .unwrap();
-            disk.submit(Io::write(0, vec![1; 4096])).await.unwrap();
+            disk.submit(Io::write(0, vec![1; 4096].into())).await.unwrap();
             text(&[disk], 3)
         })
         .unwrap();
