@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How long recovery in a filter's `open` may take.
-const OPEN_LIMIT: std::time::Duration = std::time::Duration::from_secs(600);
+const OPEN_LIMIT: std::time::Duration = std::time::Duration::from_mins(10);
 
 /// A filter instance on the disk.
 #[derive(Debug)]
@@ -63,6 +63,7 @@ impl DiskInner {
                     how.instance,
                     Arc::clone(&name),
                     resolved.descriptor.needs.reserved_slots,
+                    resolved.descriptor.ops,
                 ),
                 tasks: Arc::clone(&how.tasks),
                 filter: name,
@@ -75,12 +76,13 @@ impl DiskInner {
             .iter()
             .map(|one| Arc::clone(&one.layer))
             .collect();
-        let chain = Chain::new(
+        let mut chain = Chain::new(
             Arc::clone(&self.core),
             layers,
             Arc::clone(&control.device),
             Arc::clone(&control.device_counters),
         )?;
+        chain.is_part = true;
         Ok(Arc::new(chain))
     }
 
@@ -126,7 +128,7 @@ impl DiskInner {
             .await;
         match opened {
             Ok(layer) => {
-                let _ = how.tasks.layer.set(Arc::downgrade(&layer));
+                how.tasks.belong_to(&self.core, &layer);
                 let Opening {
                     tasks, instance, ..
                 } = how;

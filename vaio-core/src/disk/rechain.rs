@@ -221,9 +221,8 @@ impl DiskInner {
                 .with_filter(Arc::clone(&layer.name)))
         };
         match dirty {
-            DirtyDisposition::Refuse => refuse(bytes),
             DirtyDisposition::Discard { bytes_max } if bytes <= bytes_max => Ok(()),
-            DirtyDisposition::Discard { .. } => refuse(bytes),
+            DirtyDisposition::Refuse | DirtyDisposition::Discard { .. } => refuse(bytes),
             DirtyDisposition::Flush => {
                 let deadline = self.core.rt.now() + self.core.settings.lifecycle_timeout;
                 self.reach(Level::BackingDurable, deadline).await?;
@@ -278,31 +277,7 @@ impl DiskInner {
             self.settle_dirty(&control.attached[at].layer, DirtyDisposition::Flush)
                 .await?;
         }
-        let is_fit = control.attached[at].layer.health.get() == Health::Active;
-        self.close_layer(&control.attached[at], !is_fit).await?;
-        let old = control.attached.remove(at);
-        // Lets go of the old instance's devices before the new one opens them.
-        self.install(control)?;
-        let (old_resolved, old_settings) = (old.resolved, old.settings);
-        drop(old.layer);
-        let reason = if is_other {
-            OpenReason::Attach
-        } else {
-            OpenReason::Replace
-        };
-        let opened = self
-            .open_layer(control, resolved, settings, at, reason)
-            .await;
-        let result = match opened {
-            Ok(opened) => {
-                control.attached.insert(at, opened);
-                Ok(())
-            }
-            Err(error) => {
-                let old = (old_resolved, old_settings);
-                self.reopen_old(control, old, at, error).await
-            }
-        };
+        let result = self.swap_instance(control, at, resolved, settings).await;
         let installed = self.install(control);
         let recorded = self.record(control, false).await;
         if result.is_ok() {
@@ -318,6 +293,38 @@ impl DiskInner {
             before,
         );
         Ok(())
+    }
+
+    /// Closes the instance at `at` and opens another in its place; on failure the old one again.
+    async fn swap_instance(
+        self: &Arc<Self>,
+        control: &mut Control,
+        at: usize,
+        resolved: Resolved,
+        settings: crate::Settings,
+    ) -> Result<()> {
+        let is_fit = control.attached[at].layer.health.get() == Health::Active;
+        self.close_layer(&control.attached[at], !is_fit).await?;
+        let old = control.attached.remove(at);
+        // Lets go of the old instance's devices before the new one opens them.
+        self.install(control)?;
+        let old = (old.resolved, old.settings);
+        let is_other = old.0.descriptor.name != resolved.descriptor.name;
+        let reason = if is_other {
+            OpenReason::Attach
+        } else {
+            OpenReason::Replace
+        };
+        match self
+            .open_layer(control, resolved, settings, at, reason)
+            .await
+        {
+            Ok(opened) => {
+                control.attached.insert(at, opened);
+                Ok(())
+            }
+            Err(error) => self.reopen_old(control, old, at, error).await,
+        }
     }
 
     async fn reopen_old(

@@ -23,6 +23,7 @@ use rustix::{
     fs::{FallocateFlags, SeekFrom, seek},
     io::Errno,
 };
+use tokio::task::coop::consume_budget;
 use vaio_core::{
     Allocation, AllocationMap, BlockDevice, BufferPool, DeviceInfo, Error, ErrorKind, Extent, Io,
     Op, OpKind, Reply, Result, Rt, RuntimeExt,
@@ -31,6 +32,7 @@ use vaio_core::{
 use super::{
     engine::{AnyEngine, Failure, Payload, Request},
     geometry::{self, Engine, FileOptions, MEMORY_ALIGN, Opened},
+    inline::Inline,
     threads::Threads,
     uring::Ring,
 };
@@ -64,6 +66,8 @@ pub struct FileDevice {
     is_regular: bool,
     engine: AnyEngine,
     file: Arc<File>,
+    /// For the page cache only.
+    inline: Inline,
     pool: BufferPool,
     rt: Rt,
     /// A flush failed: what it should have covered may be gone from the page cache.
@@ -110,6 +114,7 @@ impl FileDevice {
             is_regular,
             engine,
             file: Arc::new(file),
+            inline: Inline::default(),
             pool: BufferPool::new(MEMORY_ALIGN, POOL_HELD_MAX),
             rt: Arc::clone(rt),
             is_flush_lost: AtomicBool::new(false),
@@ -134,14 +139,26 @@ impl FileDevice {
     }
 
     async fn read(&self, extent: Extent) -> Result<Reply, Failure> {
-        let buffer = self.pool.take(index(extent.len()));
+        let mut buffer = self.pool.take(index(extent.len()));
         let offset = extent.offset();
+        if !self.is_direct {
+            consume_budget().await; // never waits, so that it must not go on for ever
+            if self.inline.read(&self.file, offset, buffer.as_mut()) {
+                return Ok(Reply::Data(buffer.freeze()));
+            }
+        }
         let filled = self.engine.run(Request::Read { offset, buffer }).await?;
         let buffer = filled.expect("a read is answered with its buffer");
         Ok(Reply::Data(buffer.freeze()))
     }
 
     async fn write(&self, offset: u64, data: Bytes, durable: bool) -> Result<(), Failure> {
+        if !self.is_direct && !durable {
+            consume_budget().await;
+            if self.inline.write(&self.file, offset, &data, &self.rt) {
+                return Ok(());
+            }
+        }
         let align = self.info.memory_align as usize;
         let data = if self.is_direct && !(data.as_ptr() as usize).is_multiple_of(align) {
             Payload::Pooled(self.pool.copy_of(&data))

@@ -285,12 +285,16 @@ impl State {
         queue.taskrun() || queue.cq_overflow()
     }
 
-    /// Waits on this thread until the kernel is done with all memory, or gives that memory up.
+    /// Waits on this thread until everything that was accepted is done, or gives its memory up.
     fn drain(&mut self, spoils: &mut Spoils) {
         let timeout = Timespec::new().sec(DRAIN_SECONDS_MAX);
         let wait = SubmitArgs::new().timespec(&timeout);
-        while self.table.in_flight() > 0 {
+        loop {
+            self.submit(spoils);
             let before = self.table.in_flight();
+            if before == 0 {
+                return;
+            }
             let waited = self.ring.submitter().submit_with_args(1, &wait);
             self.reap(spoils);
             let is_stuck = self.table.in_flight() == before;
@@ -298,9 +302,9 @@ impl State {
                 && let Err(cause) = waited
                 && cause.kind() != io::ErrorKind::Interrupted
             {
-                let in_flight = self.table.in_flight();
-                tracing::error!(%cause, in_flight, "io does not end: its memory is leaked");
+                tracing::error!(%cause, in_flight = before, "io does not end: its memory is leaked");
                 self.table.leak(spoils);
+                return;
             }
         }
     }
