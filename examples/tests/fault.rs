@@ -181,6 +181,7 @@ async fn holder_that_hangs_is_named_and_its_io_fails_in_time() {
     );
     names_filter(&disk, EventKind::IoStalled, "fault");
     names_filter(&disk, EventKind::IoExpired, "fault");
+    assert_eq!(disk.state().layers[0].faults, 1, "the state names it too");
 }
 
 #[tokio::test(start_paused = true)]
