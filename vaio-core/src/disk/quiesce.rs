@@ -95,6 +95,7 @@ pub struct Quiesced {
 
 #[derive(Debug)]
 struct Shared {
+    disk: Arc<DiskInner>,
     core: Arc<Core>,
     state: AtomicU8,
     released: crate::sync::Notify,
@@ -114,14 +115,17 @@ impl Shared {
         if won {
             self.core.gate.open(self.core.rt.now());
             self.released.notify_all();
+            self.disk.published.set(());
         }
         won
     }
 }
 
 impl Quiesced {
-    fn hold(core: &Arc<Core>, closed: ClosedGate, limit: Duration) -> Self {
+    fn hold(disk: &Arc<DiskInner>, closed: ClosedGate, limit: Duration) -> Self {
+        let core = &disk.core;
         let shared = Arc::new(Shared {
+            disk: Arc::clone(disk),
             core: Arc::clone(core),
             state: AtomicU8::new(HELD),
             released: crate::sync::Notify::default(),
@@ -157,11 +161,23 @@ impl Quiesced {
 
     /// Thaws, and says whether the disk was quiesced until now.
     pub fn release(self) -> Release {
-        if self.shared.open(RELEASED) {
+        if self.thaw() {
             Release::Held
         } else {
             Release::ThawedEarly
         }
+    }
+
+    fn thaw(&self) -> bool {
+        let was_held = self.shared.open(RELEASED);
+        if was_held {
+            self.shared.core.events.send(Notice::of(
+                Severity::Info,
+                EventKind::Resumed,
+                "the disk serves on",
+            ));
+        }
+        was_held
     }
 
     /// Whether it still holds.
@@ -172,14 +188,7 @@ impl Quiesced {
 
 impl Drop for Quiesced {
     fn drop(&mut self) {
-        if self.shared.open(RELEASED) {
-            let core = &self.shared.core;
-            core.events.send(Notice::of(
-                Severity::Info,
-                EventKind::Resumed,
-                "the disk serves on",
-            ));
-        }
+        self.thaw();
     }
 }
 
@@ -210,7 +219,7 @@ impl Disk {
                 EventKind::Quiesced,
                 format!("the disk admits no new IO, level={level}"),
             ));
-            Ok(Quiesced::hold(core, closed, core.settings.hold_max))
+            Ok(Quiesced::hold(&inner, closed, core.settings.hold_max))
         })
         .await
     }

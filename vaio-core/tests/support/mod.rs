@@ -2,8 +2,10 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part of it")]
 
 mod device;
+mod toy;
 
 pub use device::*;
+pub use toy::Toy;
 
 use std::{
     collections::BTreeMap,
