@@ -13,7 +13,11 @@ async fn open_toys(device: Arc<TestDevice>, toys: &[&Toy]) -> Disk {
         registry = registry.with((*toy).clone());
         policy = policy.with(FilterSpec::new(toy.descriptor.name));
     }
-    Disk::builder(device, TokioRt::new()).policy(policy, registry).open().await.unwrap()
+    Disk::builder(device, TokioRt::new())
+        .policy(policy, registry)
+        .open()
+        .await
+        .unwrap()
 }
 
 fn in_secs(seconds: u64) -> Instant {
@@ -28,7 +32,9 @@ async fn flush_to_brings_down_what_was_acknowledged_before_it_and_nothing_newer(
     disk.submit(write_of(0, 1, 10 * 512)).await.unwrap();
     let flushing = disk.flush_to(Level::BackingDurable).unwrap();
     for n in 0..50u64 {
-        disk.submit(write_of((100 + n) * 512, 2, 512)).await.unwrap();
+        disk.submit(write_of((100 + n) * 512, 2, 512))
+            .await
+            .unwrap();
         sleep(ms(10)).await;
     }
     let progress = flushing.progress();
@@ -48,7 +54,10 @@ async fn progress_never_grows_and_estimates_the_time_left() {
     assert_eq!(flushing.progress().eta, None, "no rate yet");
     sleep(ms(1050)).await;
     let half = flushing.progress();
-    assert_eq!((half.done_bytes, half.remaining_bytes), (10 * 512, 10 * 512));
+    assert_eq!(
+        (half.done_bytes, half.remaining_bytes),
+        (10 * 512, 10 * 512)
+    );
     let eta = half.eta.unwrap();
     assert!((ms(900)..ms(1200)).contains(&eta), "{eta:?}");
     disk.submit(write_of(100 * 512, 1, 40 * 512)).await.unwrap();
@@ -75,9 +84,21 @@ async fn flush_to_the_backing_flushes_a_volatile_device_last() {
     let device = TestDevice::volatile();
     let disk = open_toys(Arc::clone(&device), &[&toy]).await;
     disk.submit(write_of(0, 1, 512)).await.unwrap();
-    disk.flush_to(Level::CacheDurable).unwrap().wait(in_secs(9)).await.unwrap();
-    assert_eq!(device.count(OpKind::Write), 0, "cache durable touches no backing");
-    disk.flush_to(Level::BackingDurable).unwrap().wait(in_secs(9)).await.unwrap();
+    disk.flush_to(Level::CacheDurable)
+        .unwrap()
+        .wait(in_secs(9))
+        .await
+        .unwrap();
+    assert_eq!(
+        device.count(OpKind::Write),
+        0,
+        "cache durable touches no backing"
+    );
+    disk.flush_to(Level::BackingDurable)
+        .unwrap()
+        .wait(in_secs(9))
+        .await
+        .unwrap();
     let kinds: Vec<_> = device.ended().iter().map(Op::kind).collect();
     assert_eq!(kinds, [OpKind::Write, OpKind::Flush]);
 }
@@ -92,13 +113,27 @@ async fn dirty_data_is_counted_mapped_and_read_back() {
     assert_eq!(disk.dirty(Level::CacheDurable).bytes, 0);
     assert_eq!(disk.state().dirty_bytes, 1536);
     let map = disk.dirty_extents(Level::BackingDurable, Extent::new(0, 1 << 20));
-    assert_eq!(map.extents(), [Extent::new(1024, 1024), Extent::new(4096, 512)]);
+    assert_eq!(
+        map.extents(),
+        [Extent::new(1024, 1024), Extent::new(4096, 512)]
+    );
     let (name, source) = disk.dirty_sources().remove(0);
     assert_eq!(&*name, "toy");
-    let first = source.read_dirty(Level::BackingDurable, DirtyMark(0), 1).await.unwrap();
+    let first = source
+        .read_dirty(Level::BackingDurable, DirtyMark(0), 1)
+        .await
+        .unwrap();
     assert_eq!(first.len(), 1, "one piece at least");
-    let all = source.read_dirty(Level::BackingDurable, DirtyMark(0), 1 << 20).await.unwrap();
-    assert_eq!(all.iter().map(|piece| piece.extent.offset()).collect::<Vec<_>>(), [1024, 1536, 4096]);
+    let all = source
+        .read_dirty(Level::BackingDurable, DirtyMark(0), 1 << 20)
+        .await
+        .unwrap();
+    assert_eq!(
+        all.iter()
+            .map(|piece| piece.extent.offset())
+            .collect::<Vec<_>>(),
+        [1024, 1536, 4096]
+    );
     assert_eq!(all[2].data, vec![2; 512]);
 }
 
@@ -112,7 +147,11 @@ async fn flush_to_over_two_sources_brings_the_upper_ones_data_to_the_backing() {
     let disk = open_toys(Arc::clone(&device), &[&upper, &lower]).await;
     disk.submit(write_of(0, 7, 512)).await.unwrap();
     assert_eq!((upper.dirty_blocks(), lower.dirty_blocks()), (1, 0));
-    disk.flush_to(Level::BackingDurable).unwrap().wait(in_secs(9)).await.unwrap();
+    disk.flush_to(Level::BackingDurable)
+        .unwrap()
+        .wait(in_secs(9))
+        .await
+        .unwrap();
     assert_eq!((upper.dirty_blocks(), lower.dirty_blocks()), (0, 0));
     assert_eq!(device.content(0, 512), vec![7; 512]);
 }
@@ -120,9 +159,20 @@ async fn flush_to_over_two_sources_brings_the_upper_ones_data_to_the_backing() {
 #[tokio::test]
 async fn replica_level_without_a_replica_is_unsupported() {
     let disk = open(TestDevice::native(), vec![]).await;
-    let error = disk.flush_to(Level::ReplicaDurable).unwrap().wait(in_secs(9)).await.unwrap_err();
+    let error = disk
+        .flush_to(Level::ReplicaDurable)
+        .unwrap()
+        .wait(in_secs(9))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert_eq!(disk.quiesce(Level::ReplicaDurable, in_secs(9)).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(
+        disk.quiesce(Level::ReplicaDurable, in_secs(9))
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Unsupported
+    );
     disk.submit(Io::flush()).await.unwrap();
 }
 
@@ -132,9 +182,17 @@ async fn replicas_lag_does_not_keep_data_from_the_backing() {
     let cache = Toy::new("cache", Class::Cache);
     let disk = open_toys(TestDevice::native(), &[&replica, &cache]).await;
     disk.submit(write_of(0, 7, 512)).await.unwrap();
-    disk.flush_to(Level::BackingDurable).unwrap().wait(in_secs(9)).await.unwrap();
+    disk.flush_to(Level::BackingDurable)
+        .unwrap()
+        .wait(in_secs(9))
+        .await
+        .unwrap();
     assert_eq!(replica.dirty_blocks(), 1);
-    disk.flush_to(Level::ReplicaDurable).unwrap().wait(in_secs(9)).await.unwrap();
+    disk.flush_to(Level::ReplicaDurable)
+        .unwrap()
+        .wait(in_secs(9))
+        .await
+        .unwrap();
     assert_eq!((replica.dirty_blocks(), cache.dirty_blocks()), (0, 0));
 }
 
@@ -159,21 +217,45 @@ async fn hold_at_point_holds_the_backing_while_the_guest_writes() {
 
 #[tokio::test]
 async fn hold_at_point_without_a_cache_is_unsupported() {
-    let disk = open(TestDevice::native(), vec![passing(every_op("x", Class::Inspect))]).await;
-    assert_eq!(disk.hold_at_point(secs(1)).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    let disk = open(
+        TestDevice::native(),
+        vec![passing(every_op("x", Class::Inspect))],
+    )
+    .await;
+    assert_eq!(
+        disk.hold_at_point(secs(1)).await.unwrap_err().kind(),
+        ErrorKind::Unsupported
+    );
 }
 
 #[tokio::test]
 async fn dirty_policy_is_set_everywhere_or_nowhere() {
-    let (upper, lower) = (Toy::new("upper", Class::Qos), Toy::new("lower", Class::Cache));
+    let (upper, lower) = (
+        Toy::new("upper", Class::Qos),
+        Toy::new("lower", Class::Cache),
+    );
     let disk = open_toys(TestDevice::native(), &[&upper, &lower]).await;
     lower.fails_policy.store(true, Ordering::Relaxed);
-    let error = disk.set_dirty_policy(DirtyPolicy::WriteThrough).await.unwrap_err();
-    assert_eq!((error.kind(), error.filter()), (ErrorKind::Io, Some("lower")));
-    assert_eq!((upper.policy(), disk.state().dirty_policy), (DirtyPolicy::Allow, DirtyPolicy::Allow));
+    let error = disk
+        .set_dirty_policy(DirtyPolicy::WriteThrough)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.kind(), error.filter()),
+        (ErrorKind::Io, Some("lower"))
+    );
+    assert_eq!(
+        (upper.policy(), disk.state().dirty_policy),
+        (DirtyPolicy::Allow, DirtyPolicy::Allow)
+    );
     lower.fails_policy.store(false, Ordering::Relaxed);
-    disk.set_dirty_policy(DirtyPolicy::WriteThrough).await.unwrap();
-    assert_eq!((upper.policy(), lower.policy()), (DirtyPolicy::WriteThrough, DirtyPolicy::WriteThrough));
+    disk.set_dirty_policy(DirtyPolicy::WriteThrough)
+        .await
+        .unwrap();
+    assert_eq!(
+        (upper.policy(), lower.policy()),
+        (DirtyPolicy::WriteThrough, DirtyPolicy::WriteThrough)
+    );
     disk.submit(write_of(0, 1, 512)).await.unwrap();
     assert_eq!(disk.state().dirty_bytes, 0);
 }
@@ -184,8 +266,14 @@ async fn dirty_policy_is_set_everywhere_or_nowhere() {
 async fn dirty_policy_holds_for_filters_that_join_or_are_replaced_later() {
     let toy = Toy::new("toy", Class::Cache);
     let registry = FilterRegistry::default().with(toy.clone());
-    let disk = Disk::builder(TestDevice::native(), TokioRt::new()).policy(Policy::empty(), registry).open().await.unwrap();
-    disk.set_dirty_policy(DirtyPolicy::WriteThrough).await.unwrap();
+    let disk = Disk::builder(TestDevice::native(), TokioRt::new())
+        .policy(Policy::empty(), registry)
+        .open()
+        .await
+        .unwrap();
+    disk.set_dirty_policy(DirtyPolicy::WriteThrough)
+        .await
+        .unwrap();
     disk.attach(FilterSpec::new("toy")).await.unwrap();
     disk.submit(write_of(0, 1, 512)).await.unwrap();
     assert_eq!(toy.dirty_blocks(), 0);

@@ -42,11 +42,19 @@ async fn observer_failing_above_a_split_write_does_not_ack_a_part_as_the_whole()
     info.transfer_max = 512;
     let device = TestDevice::new(info);
     device.slow(ms(10), |op| op.kind() == OpKind::Write);
-    let disk = open(Arc::clone(&device), vec![panics_on("observer", OpKind::Write, true)]).await;
+    let disk = open(
+        Arc::clone(&device),
+        vec![panics_on("observer", OpKind::Write, true)],
+    )
+    .await;
     disk.submit(write_of(0, 9, 32 << 10)).await.unwrap();
     assert_eq!(disk.state().layers[0].health, Health::Bypassed);
     assert_eq!(device.content(0, 32 << 10), vec![9; 32 << 10]);
-    assert_eq!(device.count(OpKind::Write), 64, "and nothing was written twice");
+    assert_eq!(
+        device.count(OpKind::Write),
+        64,
+        "and nothing was written twice"
+    );
 }
 
 /// The bug: a read in pieces under a failed observer was answered with one piece.
@@ -55,9 +63,15 @@ async fn observer_failing_above_a_split_read_answers_with_all_of_it() {
     let mut info = native_info();
     info.transfer_max = 512;
     let device = TestDevice::new(info);
-    let disk = open(Arc::clone(&device), vec![panics_on("observer", OpKind::Read, true)]).await;
+    let disk = open(
+        Arc::clone(&device),
+        vec![panics_on("observer", OpKind::Read, true)],
+    )
+    .await;
     let data: Vec<u8> = (0..32u32 << 10).map(|i| (i / 512) as u8).collect();
-    disk.submit(Io::write(0, data.clone().into())).await.unwrap();
+    disk.submit(Io::write(0, data.clone().into()))
+        .await
+        .unwrap();
     device.slow(ms(10), |op| op.kind() == OpKind::Read);
     assert_eq!(read_all(&disk, 0, 32 << 10).await, data);
 }
@@ -68,10 +82,18 @@ async fn observer_failing_above_a_split_read_answers_with_all_of_it() {
 async fn observer_failing_above_fua_by_flush_keeps_the_flush() {
     let device = TestDevice::volatile();
     device.slow(ms(10), |_| true);
-    let disk = open(Arc::clone(&device), vec![panics_on("observer", OpKind::Write, true)]).await;
+    let disk = open(
+        Arc::clone(&device),
+        vec![panics_on("observer", OpKind::Write, true)],
+    )
+    .await;
     disk.submit(write_of(0, 9, 512).with_fua()).await.unwrap();
     let kinds: Vec<_> = device.ended().iter().map(Op::kind).collect();
-    assert_eq!(kinds, [OpKind::Write, OpKind::Flush], "both done before the ack, each once");
+    assert_eq!(
+        kinds,
+        [OpKind::Write, OpKind::Flush],
+        "both done before the ack, each once"
+    );
 }
 
 /// The bug: the write half of an emulated fua marked the IO as done, so an observer's panic in
@@ -95,8 +117,14 @@ async fn slow_device_under_a_split_write_is_not_the_observers_fault() {
     let mut info = native_info();
     info.transfer_max = 512;
     let device = TestDevice::new(info);
-    device.slow(secs(5), |op| op.kind() == OpKind::Write && op.extent().offset() == 512);
-    let disk = open(Arc::clone(&device), vec![passing(every_op("audit", Class::Inspect))]).await;
+    device.slow(secs(5), |op| {
+        op.kind() == OpKind::Write && op.extent().offset() == 512
+    });
+    let disk = open(
+        Arc::clone(&device),
+        vec![passing(every_op("audit", Class::Inspect))],
+    )
+    .await;
     disk.submit(write_of(0, 9, 32 << 10)).await.unwrap();
     assert_eq!(disk.state().layers[0].health, Health::Active);
     assert_eq!(device.content(0, 32 << 10), vec![9; 32 << 10]);
@@ -119,7 +147,9 @@ async fn observer_hanging_on_a_part_of_an_emulated_io_is_bypassed() {
         })
     });
     let disk = open(Arc::clone(&device), vec![hang]).await;
-    within(60, disk.submit(write_of(0, 9, 512).with_fua())).await.unwrap();
+    within(60, disk.submit(write_of(0, 9, 512).with_fua()))
+        .await
+        .unwrap();
     assert_eq!(device.content(0, 512), vec![9; 512]);
     assert_eq!(device.count(OpKind::Flush), 1);
 }
@@ -141,9 +171,16 @@ async fn failed_piece_of_a_split_write_lets_the_others_end() {
         })
     });
     let disk = open(Arc::clone(&device), vec![]).await;
-    assert_eq!(disk.submit(write_of(0, 9, 2048)).await.unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(
+        disk.submit(write_of(0, 9, 2048)).await.unwrap_err().kind(),
+        ErrorKind::Io
+    );
     assert_eq!(device.started().len(), 4);
-    assert_eq!(device.ended().len(), 3, "an IO that the device began it may end");
+    assert_eq!(
+        device.ended().len(),
+        3,
+        "an IO that the device began it may end"
+    );
 }
 
 #[tokio::test]
@@ -160,21 +197,37 @@ async fn fua_goes_down_natively_by_flush_or_not_at_all() {
         for filters in [
             vec![],
             vec![passing(every_op("accepts", Class::Inspect))],
-            vec![passing(Descriptor::new("plain", "1", Class::Inspect).intercept(&OpKind::ALL))],
+            vec![passing(
+                Descriptor::new("plain", "1", Class::Inspect).intercept(&OpKind::ALL),
+            )],
         ] {
             // A filter that does not know fua gets the write and the flush apart.
-            let knows = filters.first().is_none_or(|one| one.descriptor.ops.flags().fua);
-            let expected = if !knows && volatile { "write flush" } else { expected };
+            let knows = filters
+                .first()
+                .is_none_or(|one| one.descriptor.ops.flags().fua);
+            let expected = if !knows && volatile {
+                "write flush"
+            } else {
+                expected
+            };
             let device = TestDevice::new(info);
             let disk = open(Arc::clone(&device), filters).await;
-            assert_ne!(disk.info().caps.fua, Support::None, "always there, emulated or native");
+            assert_ne!(
+                disk.info().caps.fua,
+                Support::None,
+                "always there, emulated or native"
+            );
             disk.submit(write_of(0, 1, 512).with_fua()).await.unwrap();
             let said: Vec<_> = device
                 .started()
                 .iter()
                 .map(|op| format!("{}{}", op.kind(), if op.is_fua() { "+fua" } else { "" }))
                 .collect();
-            assert_eq!(said.join(" "), expected, "volatile={volatile} fua={fua:?} knows={knows}");
+            assert_eq!(
+                said.join(" "),
+                expected,
+                "volatile={volatile} fua={fua:?} knows={knows}"
+            );
             assert!(device.violations().is_empty());
         }
     }
@@ -189,17 +242,31 @@ async fn fua_of_zeroes_and_discard_over_a_volatile_device_is_flushed_once() {
     let kinds: Vec<_> = device.started().iter().map(Op::kind).collect();
     assert_eq!(kinds, [OpKind::Write, OpKind::Flush]);
     device.forget();
-    disk.submit(Io::discard(Extent::new(0, 512)).with_fua()).await.unwrap();
+    disk.submit(Io::discard(Extent::new(0, 512)).with_fua())
+        .await
+        .unwrap();
     assert_eq!(device.count(OpKind::Discard), 0, "discard by nothing");
 }
 
 #[tokio::test]
 async fn fast_zeroes_over_a_slow_device_are_refused_and_change_nothing() {
     let device = TestDevice::volatile();
-    let disk = open(Arc::clone(&device), vec![passing(every_op("pass", Class::Inspect))]).await;
+    let disk = open(
+        Arc::clone(&device),
+        vec![passing(every_op("pass", Class::Inspect))],
+    )
+    .await;
     assert!(!disk.info().caps.fast_zeroes);
-    let op = Op::WriteZeroes { extent: Extent::new(0, 512), may_unmap: true, fast_only: true, fua: false };
-    assert_eq!(disk.submit(Io::new(op)).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    let op = Op::WriteZeroes {
+        extent: Extent::new(0, 512),
+        may_unmap: true,
+        fast_only: true,
+        fua: false,
+    };
+    assert_eq!(
+        disk.submit(Io::new(op)).await.unwrap_err().kind(),
+        ErrorKind::Unsupported
+    );
     assert!(device.started().is_empty());
 }
 
@@ -208,8 +275,16 @@ async fn may_unmap_is_taken_off_above_a_filter_that_does_not_accept_it() {
     let device = TestDevice::native();
     let plain = passing(Descriptor::new("plain", "1", Class::Inspect).intercept(&OpKind::ALL));
     let disk = open(Arc::clone(&device), vec![plain]).await;
-    disk.submit(Io::write_zeroes(Extent::new(0, 512))).await.unwrap();
-    assert!(matches!(device.started()[..], [Op::WriteZeroes { may_unmap: false, .. }]));
+    disk.submit(Io::write_zeroes(Extent::new(0, 512)))
+        .await
+        .unwrap();
+    assert!(matches!(
+        device.started()[..],
+        [Op::WriteZeroes {
+            may_unmap: false,
+            ..
+        }]
+    ));
 }
 
 #[tokio::test]
@@ -221,35 +296,67 @@ async fn refused_discard_is_masked_answered_and_keeps_content() {
         .accept_fua();
     let disk = open(Arc::clone(&device), vec![passing(descriptor)]).await;
     let caps = disk.info().caps;
-    assert_eq!((caps.discard, caps.write_zeroes), (Support::Emulated, Support::Emulated));
+    assert_eq!(
+        (caps.discard, caps.write_zeroes),
+        (Support::Emulated, Support::Emulated)
+    );
     assert_eq!(caps.discard_reads, DiscardReads::OldOrZero);
     assert!(!caps.fast_zeroes);
     disk.submit(write_of(0, 5, 512)).await.unwrap();
     disk.submit(Io::discard(Extent::new(0, 512))).await.unwrap();
     assert_eq!(read_all(&disk, 0, 512).await, vec![5; 512]);
-    disk.submit(Io::write_zeroes(Extent::new(0, 512))).await.unwrap();
+    disk.submit(Io::write_zeroes(Extent::new(0, 512)))
+        .await
+        .unwrap();
     assert_eq!(read_all(&disk, 0, 512).await, vec![0; 512]);
-    assert_eq!((device.count(OpKind::Discard), device.count(OpKind::WriteZeroes)), (0, 0));
+    assert_eq!(
+        (
+            device.count(OpKind::Discard),
+            device.count(OpKind::WriteZeroes)
+        ),
+        (0, 0)
+    );
 }
 
 #[tokio::test]
 async fn flush_refused_over_a_volatile_cache_fails_the_open() {
-    let descriptor = Descriptor::new("no-flush", "1", Class::Inspect).intercept(&[OpKind::Read, OpKind::Write]);
+    let descriptor =
+        Descriptor::new("no-flush", "1", Class::Inspect).intercept(&[OpKind::Read, OpKind::Write]);
     let (policy, registry) = registry(vec![passing(descriptor.clone())]);
-    let opened = Disk::builder(TestDevice::volatile(), TokioRt::new()).policy(policy, registry).open().await;
+    let opened = Disk::builder(TestDevice::volatile(), TokioRt::new())
+        .policy(policy, registry)
+        .open()
+        .await;
     let error = opened.unwrap_err();
-    assert_eq!((error.kind(), error.filter()), (ErrorKind::Config, Some("no-flush")));
+    assert_eq!(
+        (error.kind(), error.filter()),
+        (ErrorKind::Config, Some("no-flush"))
+    );
     let disk = open(TestDevice::native(), vec![passing(descriptor)]).await;
     disk.submit(Io::flush()).await.unwrap();
 }
 
 #[tokio::test]
 async fn read_only_disk_refuses_what_writes_and_says_so() {
-    let disk = open(TestDevice::new(native_info().with_caps(|caps| caps.read_only = true)), vec![]).await;
+    let disk = open(
+        TestDevice::new(native_info().with_caps(|caps| caps.read_only = true)),
+        vec![],
+    )
+    .await;
     let caps = disk.info().caps;
-    assert_eq!((caps.discard, caps.write_zeroes), (Support::None, Support::None));
-    for io in [write_of(0, 1, 512), Io::discard(Extent::new(0, 512)), Io::write_zeroes(Extent::new(0, 512))] {
-        assert_eq!(disk.submit(io).await.unwrap_err().kind(), ErrorKind::ReadOnly);
+    assert_eq!(
+        (caps.discard, caps.write_zeroes),
+        (Support::None, Support::None)
+    );
+    for io in [
+        write_of(0, 1, 512),
+        Io::discard(Extent::new(0, 512)),
+        Io::write_zeroes(Extent::new(0, 512)),
+    ] {
+        assert_eq!(
+            disk.submit(io).await.unwrap_err().kind(),
+            ErrorKind::ReadOnly
+        );
     }
     read_all(&disk, 0, 512).await;
     disk.submit(Io::flush()).await.unwrap();
@@ -284,7 +391,9 @@ async fn sub_block_disk_does_not_promise_zeroes_after_discard() {
     let disk = open(TestDevice::new(sub_block_info(1 << 20)), vec![]).await;
     assert_eq!(disk.info().logical_block, 512);
     disk.submit(write_of(0, 7, 4096)).await.unwrap();
-    disk.submit(Io::discard(Extent::new(512, 512))).await.unwrap();
+    disk.submit(Io::discard(Extent::new(512, 512)))
+        .await
+        .unwrap();
     let read = read_all(&disk, 512, 512).await;
     assert!(disk.info().caps.discard_reads == DiscardReads::OldOrZero || read == vec![0; 512]);
 }
@@ -298,8 +407,16 @@ async fn sub_block_disk_refuses_fast_zeroes_before_it_changes_anything() {
     let device = TestDevice::new(info);
     let disk = open(Arc::clone(&device), vec![]).await;
     disk.submit(write_of(0, 7, 512)).await.unwrap();
-    let op = Op::WriteZeroes { extent: Extent::new(0, 8704), may_unmap: true, fast_only: true, fua: false };
-    assert_eq!(disk.submit(Io::new(op)).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    let op = Op::WriteZeroes {
+        extent: Extent::new(0, 8704),
+        may_unmap: true,
+        fast_only: true,
+        fua: false,
+    };
+    assert_eq!(
+        disk.submit(Io::new(op)).await.unwrap_err().kind(),
+        ErrorKind::Unsupported
+    );
     assert_eq!(device.content(0, 512), vec![7; 512]);
 }
 
@@ -365,7 +482,11 @@ impl Setup {
             info.caps = native_info().caps;
         }
         info.caps.volatile_cache = self.volatile;
-        info.caps.fua = if self.fua { Support::Native } else { Support::None };
+        info.caps.fua = if self.fua {
+            Support::Native
+        } else {
+            Support::None
+        };
         info.sub_block = self.sub_block.then_some(512);
         if self.small {
             info.transfer_max = 4096;
@@ -375,20 +496,29 @@ impl Setup {
     }
 
     fn stack(&self) -> Vec<Custom> {
-        let stack = self.filters.iter().enumerate().map(|(n, (zeroes, discard, flush, flags))| {
-            let mut descriptor = Descriptor::new(NAMES[n], "1", Class::Inspect).intercept(&[OpKind::Read, OpKind::Write]);
-            for (kind, how) in [(OpKind::WriteZeroes, zeroes), (OpKind::Discard, discard), (OpKind::Flush, flush)] {
-                descriptor = match how {
-                    0 => descriptor.pass(&[kind]),
-                    1 => descriptor.intercept(&[kind]),
-                    _ => descriptor,
-                };
-            }
-            if *flags {
-                descriptor = descriptor.accept_fua().accept_zeroes_flags();
-            }
-            passing(descriptor)
-        });
+        let stack = self
+            .filters
+            .iter()
+            .enumerate()
+            .map(|(n, (zeroes, discard, flush, flags))| {
+                let mut descriptor = Descriptor::new(NAMES[n], "1", Class::Inspect)
+                    .intercept(&[OpKind::Read, OpKind::Write]);
+                for (kind, how) in [
+                    (OpKind::WriteZeroes, zeroes),
+                    (OpKind::Discard, discard),
+                    (OpKind::Flush, flush),
+                ] {
+                    descriptor = match how {
+                        0 => descriptor.pass(&[kind]),
+                        1 => descriptor.intercept(&[kind]),
+                        _ => descriptor,
+                    };
+                }
+                if *flags {
+                    descriptor = descriptor.accept_fua().accept_zeroes_flags();
+                }
+                passing(descriptor)
+            });
         stack.collect()
     }
 }
@@ -397,8 +527,17 @@ fn io_of(step: (u8, u64, u64, u8, bool)) -> Io {
     let (kind, block, len, byte, flag) = step;
     let extent = Extent::new(block * 512, len * 512);
     let io = match kind {
-        0 | 1 => write_of(extent.offset(), byte, usize::try_from(extent.len()).unwrap()),
-        2 => Io::new(Op::WriteZeroes { extent, may_unmap: flag, fast_only: byte % 2 == 0, fua: false }),
+        0 | 1 => write_of(
+            extent.offset(),
+            byte,
+            usize::try_from(extent.len()).unwrap(),
+        ),
+        2 => Io::new(Op::WriteZeroes {
+            extent,
+            may_unmap: flag,
+            fast_only: byte % 2 == 0,
+            fua: false,
+        }),
         3 => Io::discard(extent),
         4 => Io::new(Op::Prefetch { extent }),
         5 => return Io::flush(),
@@ -480,7 +619,10 @@ async fn info_folds_shapes_of_all_filters() {
     let disk = open(device, vec![top, narrow]).await;
     let info = disk.info();
     assert_eq!((info.logical_block, info.caps.volatile_cache), (4096, true));
-    assert_eq!(disk.submit(write_of(512, 1, 512)).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(
+        disk.submit(write_of(512, 1, 512)).await.unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
     read_all(&disk, 0, 4096).await;
     assert_eq!(seen.load(Ordering::Relaxed), 1);
 }

@@ -16,7 +16,8 @@ fn stack(names: &[&'static str], calls: &Calls) -> Vec<Custom> {
     names
         .iter()
         .map(|name| {
-            let mut filter = passing(every_op(name, Class::Inspect).with_bypass(BypassSafety::Never));
+            let mut filter =
+                passing(every_op(name, Class::Inspect).with_bypass(BypassSafety::Never));
             filter.calls = Arc::clone(calls);
             filter
         })
@@ -41,9 +42,15 @@ async fn open_snapshot_and_close_tell_filters_top_down() {
     let disk = open(TestDevice::native(), stack(&["a", "b", "c"], &calls)).await;
     assert_eq!(take(&calls), "a:open:commit b:open:commit c:open:commit");
     let prepared = disk.prepare(snapshot()).await.unwrap();
-    assert_eq!(take(&calls), "a:snapshot:prepare b:snapshot:prepare c:snapshot:prepare");
+    assert_eq!(
+        take(&calls),
+        "a:snapshot:prepare b:snapshot:prepare c:snapshot:prepare"
+    );
     prepared.commit(in_secs(5), async { Ok(()) }).await.unwrap();
-    assert_eq!(take(&calls), "a:snapshot:commit b:snapshot:commit c:snapshot:commit");
+    assert_eq!(
+        take(&calls),
+        "a:snapshot:commit b:snapshot:commit c:snapshot:commit"
+    );
     assert_eq!(events_of(&disk, EventKind::VerbDone).len(), 1);
     disk.close().await.unwrap();
     assert_eq!(
@@ -65,9 +72,19 @@ async fn refusal_is_named_and_those_that_prepared_abort_in_reverse() {
     let disk = open(TestDevice::native(), filters).await;
     take(&calls);
     let error = disk.prepare(snapshot()).await.unwrap_err();
-    assert_eq!((error.kind(), error.filter(), error.disk()), (ErrorKind::Refused, Some("c"), Some("disk")));
-    assert_eq!(take(&calls), "a:snapshot:prepare b:snapshot:prepare c:snapshot:prepare b:snapshot:abort a:snapshot:abort");
-    assert!(events_of(&disk, EventKind::VerbAborted)[0].text.contains("not now"));
+    assert_eq!(
+        (error.kind(), error.filter(), error.disk()),
+        (ErrorKind::Refused, Some("c"), Some("disk"))
+    );
+    assert_eq!(
+        take(&calls),
+        "a:snapshot:prepare b:snapshot:prepare c:snapshot:prepare b:snapshot:abort a:snapshot:abort"
+    );
+    assert!(
+        events_of(&disk, EventKind::VerbAborted)[0]
+            .text
+            .contains("not now")
+    );
     disk.submit(Io::flush()).await.unwrap();
 }
 
@@ -117,9 +134,17 @@ impl FilterFactory for Sleepy {
 
 async fn open_sleepy(on: (&'static str, Phase), seconds: u64, calls: &Calls) -> Disk {
     let (policy, registry) = registry(stack(&["top"], calls));
-    let sleepy = Sleepy { name: "sleepy", on, seconds, calls: Arc::clone(calls) };
+    let sleepy = Sleepy {
+        name: "sleepy",
+        on,
+        seconds,
+        calls: Arc::clone(calls),
+    };
     let disk = Disk::builder(TestDevice::native(), TokioRt::new())
-        .policy(policy.with(FilterSpec::new("sleepy")), registry.with(sleepy))
+        .policy(
+            policy.with(FilterSpec::new("sleepy")),
+            registry.with(sleepy),
+        )
         .open()
         .await
         .unwrap();
@@ -133,10 +158,20 @@ async fn prepare_that_times_out_is_aborted_too_and_is_not_cut() {
     let disk = open_sleepy(("snapshot", Phase::Prepare), 15, &calls).await;
     let start = tokio::time::Instant::now();
     let error = disk.prepare(snapshot()).await.unwrap_err();
-    assert_eq!((error.kind(), error.filter()), (ErrorKind::TimedOut, Some("sleepy")));
+    assert_eq!(
+        (error.kind(), error.filter()),
+        (ErrorKind::TimedOut, Some("sleepy"))
+    );
     assert_eq!(start.elapsed().as_secs(), 10);
-    assert_eq!(take(&calls), "top:snapshot:prepare sleepy:snapshot:prepare sleepy:snapshot:abort top:snapshot:abort");
-    assert_eq!(disk.state().in_flight, 1, "the call that goes on is counted");
+    assert_eq!(
+        take(&calls),
+        "top:snapshot:prepare sleepy:snapshot:prepare sleepy:snapshot:abort top:snapshot:abort"
+    );
+    assert_eq!(
+        disk.state().in_flight,
+        1,
+        "the call that goes on is counted"
+    );
     sleep(secs(6)).await;
     assert_eq!(take(&calls), "sleepy:snapshot:prepare:end");
     assert_eq!(disk.state().in_flight, 0);
@@ -173,7 +208,10 @@ async fn failed_action_and_dropped_prepare_abort_in_reverse() {
     let disk = open(TestDevice::native(), stack(&["a", "b"], &calls)).await;
     take(&calls);
     let prepared = disk.prepare(snapshot()).await.unwrap();
-    let error = prepared.commit(in_secs(5), async { Err(Error::refused("array says no")) }).await.unwrap_err();
+    let error = prepared
+        .commit(in_secs(5), async { Err(Error::refused("array says no")) })
+        .await
+        .unwrap_err();
     assert_eq!(error.message(), "array says no");
     assert!(take(&calls).ends_with("b:snapshot:abort a:snapshot:abort"));
     drop(disk.prepare(snapshot()).await.unwrap());
@@ -189,7 +227,13 @@ async fn panicking_action_aborts() {
     let disk = open(TestDevice::native(), stack(&["a"], &calls)).await;
     let prepared = disk.prepare(snapshot()).await.unwrap();
     take(&calls);
-    let action = async { if true { panic!("in the action") } else { Ok(()) } };
+    let action = async {
+        if true {
+            panic!("in the action")
+        } else {
+            Ok(())
+        }
+    };
     assert!(prepared.commit(in_secs(5), action).await.is_err());
     assert_eq!(take(&calls), "a:snapshot:abort");
     disk.submit(Io::flush()).await.unwrap();
@@ -211,7 +255,14 @@ async fn commit_that_cannot_drain_aborts_at_its_deadline() {
         flag.store(true, Ordering::Relaxed);
         Ok(())
     };
-    assert_eq!(prepared.commit(in_secs(2), action).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(
+        prepared
+            .commit(in_secs(2), action)
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::TimedOut
+    );
     assert!(!ran.load(Ordering::Relaxed));
     assert_eq!(take(&calls), "a:snapshot:abort");
     write.await.unwrap();
@@ -233,16 +284,29 @@ async fn filter_detached_after_prepare_hears_nothing_more() {
 async fn verbs_with_calls_of_their_own_are_not_prepared() {
     let disk = open(TestDevice::native(), vec![]).await;
     for verb in [Verb::Attach, Verb::Detach, Verb::Open, Verb::Close] {
-        assert_eq!(disk.prepare(verb).await.unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(
+            disk.prepare(verb).await.unwrap_err().kind(),
+            ErrorKind::Invalid
+        );
     }
 }
 
 #[tokio::test]
 async fn resize_reshapes_the_disk_and_its_ports() {
     let device = TestDevice::native();
-    let disk = open(Arc::clone(&device), vec![passing(every_op("a", Class::Cache))]).await;
+    let disk = open(
+        Arc::clone(&device),
+        vec![passing(every_op("a", Class::Cache))],
+    )
+    .await;
     let mut port = disk.port(1).unwrap();
-    let prepared = disk.prepare(Verb::Resize { from: 1 << 20, to: 512 << 10 }).await.unwrap();
+    let prepared = disk
+        .prepare(Verb::Resize {
+            from: 1 << 20,
+            to: 512 << 10,
+        })
+        .await
+        .unwrap();
     let resized = Arc::clone(&device);
     let action = async move {
         let mut info = native_info();
@@ -251,17 +315,25 @@ async fn resize_reshapes_the_disk_and_its_ports() {
         Ok(())
     };
     prepared.commit(in_secs(5), action).await.unwrap();
-    assert_eq!((disk.info().capacity, port.info().capacity), (512 << 10, 512 << 10));
+    assert_eq!(
+        (disk.info().capacity, port.info().capacity),
+        (512 << 10, 512 << 10)
+    );
     assert_eq!(events_of(&disk, EventKind::Reshaped).len(), 1);
     port.push(1, Io::read(Extent::new(512 << 10, 512))).unwrap();
-    assert_eq!(port.next().await.result.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(
+        port.next().await.result.unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
 }
 
 #[tokio::test]
 async fn failed_open_closes_what_was_opened_in_reverse_and_frees_everything() {
     let calls = Calls::default();
     let mut filters = stack(&["a", "b", "c"], &calls);
-    filters[0] = filters[0].clone().on_open(|_| Err(Error::config("no such thing")));
+    filters[0] = filters[0]
+        .clone()
+        .on_open(|_| Err(Error::config("no such thing")));
     let device = TestDevice::native();
     let (policy, registry) = registry(filters);
     let sidecar = Arc::new(MemorySidecar::default());
@@ -271,14 +343,24 @@ async fn failed_open_closes_what_was_opened_in_reverse_and_frees_everything() {
         .open()
         .await;
     let error = opened.unwrap_err();
-    assert_eq!((error.kind(), error.filter(), error.disk()), (ErrorKind::Config, Some("a"), Some("disk")));
+    assert_eq!(
+        (error.kind(), error.filter(), error.disk()),
+        (ErrorKind::Config, Some("a"), Some("disk"))
+    );
     assert_eq!(
         take(&calls),
         "b:open:abort b:close:prepare b:close:commit c:open:abort c:close:prepare c:close:commit"
     );
-    assert!(sidecar.load().await.unwrap().is_none(), "nothing was recorded");
+    assert!(
+        sidecar.load().await.unwrap().is_none(),
+        "nothing was recorded"
+    );
     tokio::task::yield_now().await;
-    assert_eq!(Arc::strong_count(&device), 1, "the device is free for the next open");
+    assert_eq!(
+        Arc::strong_count(&device),
+        1,
+        "the device is free for the next open"
+    );
 }
 
 /// The bug: when a filter failed to commit the open, `open` returned its error and left every
@@ -291,14 +373,25 @@ async fn failed_commit_of_open_or_attach_is_reported_and_the_verb_stands() {
             _ => Ok(Outcome::Done),
         });
         let (policy, registry) = registry(vec![bad]);
-        let policy = if verb == "open" { policy } else { Policy::empty() };
-        let disk = Disk::builder(TestDevice::native(), TokioRt::new()).policy(policy, registry).open().await.unwrap();
+        let policy = if verb == "open" {
+            policy
+        } else {
+            Policy::empty()
+        };
+        let disk = Disk::builder(TestDevice::native(), TokioRt::new())
+            .policy(policy, registry)
+            .open()
+            .await
+            .unwrap();
         if verb == "attach" {
             disk.attach(FilterSpec::new("bad")).await.unwrap();
         }
         assert_eq!(disk.state().layers.len(), 1);
         let event = &events_of(&disk, EventKind::Filter)[0];
-        assert!(event.text.contains("too late") && event.filter.as_deref() == Some("bad"), "{event}");
+        assert!(
+            event.text.contains("too late") && event.filter.as_deref() == Some("bad"),
+            "{event}"
+        );
         disk.submit(write_of(0, 1, 512)).await.unwrap();
     }
 }
@@ -307,7 +400,11 @@ async fn failed_commit_of_open_or_attach_is_reported_and_the_verb_stands() {
 /// not close was recorded as clean: the next open could leave the cache out, and its data.
 #[tokio::test(start_paused = true)]
 async fn filter_that_fails_to_close_leaves_the_disk_unclean() {
-    for (phase, panics) in [(Phase::Prepare, false), (Phase::Commit, false), (Phase::Prepare, true)] {
+    for (phase, panics) in [
+        (Phase::Prepare, false),
+        (Phase::Commit, false),
+        (Phase::Prepare, true),
+    ] {
         let sidecar = Arc::new(MemorySidecar::default());
         let cache = passing(every_op("cache", Class::Cache)).on_life(move |verb, now| {
             if verb == "close" && now == phase {
@@ -324,9 +421,18 @@ async fn filter_that_fails_to_close_leaves_the_disk_unclean() {
             .await
             .unwrap();
         assert!(disk.close().await.is_err());
-        assert_eq!(disk.submit(Io::flush()).await.unwrap_err().kind(), ErrorKind::Gone);
-        assert_eq!(events_of(&disk, EventKind::Closed)[0].severity, Severity::Error);
-        let without = Disk::builder(TestDevice::native(), TokioRt::new()).sidecar(sidecar).open().await;
+        assert_eq!(
+            disk.submit(Io::flush()).await.unwrap_err().kind(),
+            ErrorKind::Gone
+        );
+        assert_eq!(
+            events_of(&disk, EventKind::Closed)[0].severity,
+            Severity::Error
+        );
+        let without = Disk::builder(TestDevice::native(), TokioRt::new())
+            .sidecar(sidecar)
+            .open()
+            .await;
         assert_eq!(without.unwrap_err().kind(), ErrorKind::Refused, "{phase:?}");
     }
 }
@@ -357,10 +463,16 @@ async fn background_tasks_are_told_to_stop_and_a_stuck_one_is_dropped() {
     let disk = open(TestDevice::native(), vec![filter]).await;
     sleep(ms(1)).await;
     let start = tokio::time::Instant::now();
-    disk.detach("worker", DirtyDisposition::Refuse).await.unwrap();
+    disk.detach("worker", DirtyDisposition::Refuse)
+        .await
+        .unwrap();
     assert_eq!(take(&log), "polite stopped stuck dropped");
     assert_eq!(start.elapsed().as_secs(), 10);
-    assert!(events_of(&disk, EventKind::Filter)[0].text.contains("background tasks"));
+    assert!(
+        events_of(&disk, EventKind::Filter)[0]
+            .text
+            .contains("background tasks")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -374,7 +486,9 @@ async fn control_call_runs_to_its_end_when_its_caller_goes_away() {
     drop(detach);
     sleep(secs(5)).await;
     assert_eq!(disk.state().layers.len(), 1);
-    assert!(take(&calls).ends_with("sleepy:detach:commit sleepy:close:prepare sleepy:close:commit"));
+    assert!(
+        take(&calls).ends_with("sleepy:detach:commit sleepy:close:prepare sleepy:close:commit")
+    );
 }
 
 #[tokio::test]
@@ -385,8 +499,15 @@ async fn sidecar_of_a_filter_is_its_own_and_survives() {
         let log = Arc::clone(&seen);
         let filter = passing(every_op("x", Class::Inspect)).on_open(move |cx| {
             let value = futures::executor::block_on(async {
-                let old = cx.sidecar().get("n").await.map_or(0, |bytes| u64::from(bytes[0]));
-                cx.sidecar().commit(&[("n", Some(vec![old as u8 + 1].into()))]).await.unwrap();
+                let old = cx
+                    .sidecar()
+                    .get("n")
+                    .await
+                    .map_or(0, |bytes| u64::from(bytes[0]));
+                cx.sidecar()
+                    .commit(&[("n", Some(vec![old as u8 + 1].into()))])
+                    .await
+                    .unwrap();
                 old
             });
             log.lock().unwrap().push((cx.reason(), value));
@@ -401,5 +522,8 @@ async fn sidecar_of_a_filter_is_its_own_and_survives() {
             .unwrap();
         disk.close().await.unwrap();
     }
-    assert_eq!(*seen.lock().unwrap(), [(OpenReason::Attach, 0), (OpenReason::Clean, 1)]);
+    assert_eq!(
+        *seen.lock().unwrap(),
+        [(OpenReason::Attach, 0), (OpenReason::Clean, 1)]
+    );
 }

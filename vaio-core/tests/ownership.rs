@@ -21,7 +21,10 @@ struct TwoStep {
 }
 
 fn two_step(name: &'static str) -> TwoStep {
-    let (map, steps) = (Arc::<Mutex<Vec<u64>>>::default(), Arc::<AtomicUsize>::default());
+    let (map, steps) = (
+        Arc::<Mutex<Vec<u64>>>::default(),
+        Arc::<AtomicUsize>::default(),
+    );
     let (own, count) = (Arc::clone(&map), Arc::clone(&steps));
     let filter = custom(
         every_op(name, Class::Cache).with_bypass(BypassSafety::Never),
@@ -52,15 +55,25 @@ async fn time_out_above_two_step_filter_lets_the_second_step_happen() {
     let device = TestDevice::native();
     device.slow(ms(500), is_write);
     let cache = two_step("cache");
-    let disk = open(Arc::clone(&device), vec![timing_out("impatient", ms(100), false), cache.filter]).await;
+    let disk = open(
+        Arc::clone(&device),
+        vec![timing_out("impatient", ms(100), false), cache.filter],
+    )
+    .await;
     let error = disk.submit(write_of(0, 7, 512)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
-    assert!(cache.map.lock().unwrap().is_empty(), "the write is still below");
+    assert!(
+        cache.map.lock().unwrap().is_empty(),
+        "the write is still below"
+    );
     assert_eq!(disk.state().orphans, 1);
     assert_eq!(disk.state().in_flight, 1, "the gate counts it");
     let orphaned = events_of(&disk, EventKind::IoOrphaned);
     assert_eq!(orphaned[0].filter.as_deref(), Some("impatient"));
-    assert_eq!((orphaned[0].op, orphaned[0].extent), (Some(OpKind::Write), Some(Extent::new(0, 512))));
+    assert_eq!(
+        (orphaned[0].op, orphaned[0].extent),
+        (Some(OpKind::Write), Some(Extent::new(0, 512)))
+    );
     sleep(ms(600)).await;
     assert_eq!(*cache.map.lock().unwrap(), [0], "step two happened");
     assert_eq!(disk.state().orphans, 0);
@@ -73,10 +86,21 @@ async fn quiesce_waits_for_an_orphan() {
     let device = TestDevice::native();
     device.slow(ms(500), is_write);
     let cache = two_step("cache");
-    let disk = open(device, vec![timing_out("impatient", ms(100), false), cache.filter]).await;
+    let disk = open(
+        device,
+        vec![timing_out("impatient", ms(100), false), cache.filter],
+    )
+    .await;
     disk.submit(write_of(0, 7, 512)).await.unwrap_err();
-    let guard = disk.quiesce(Level::Drained, TokioRt::new().now() + secs(1_000)).await.unwrap();
-    assert_eq!(cache.map.lock().unwrap().len(), 1, "quiesced only after step two");
+    let guard = disk
+        .quiesce(Level::Drained, TokioRt::new().now() + secs(1_000))
+        .await
+        .unwrap();
+    assert_eq!(
+        cache.map.lock().unwrap().len(),
+        1,
+        "quiesced only after step two"
+    );
     assert_eq!(guard.release(), Release::Held);
 }
 
@@ -85,7 +109,11 @@ async fn overlapping_io_waits_for_an_orphan_and_other_io_does_not() {
     let device = TestDevice::native();
     device.slow(ms(500), |op| is_write(op) && op.extent().offset() == 0);
     let cache = two_step("cache");
-    let disk = open(Arc::clone(&device), vec![timing_out("impatient", ms(100), false), cache.filter]).await;
+    let disk = open(
+        Arc::clone(&device),
+        vec![timing_out("impatient", ms(100), false), cache.filter],
+    )
+    .await;
     disk.submit(write_of(0, 1, 1024)).await.unwrap_err();
     let mut newer = Box::pin(disk.submit(write_of(512, 2, 512)));
     let mut read = Box::pin(disk.submit(Io::read(Extent::new(0, 512))));
@@ -97,10 +125,23 @@ async fn overlapping_io_waits_for_an_orphan_and_other_io_does_not() {
         assert_eq!(read_all(&disk, 1024, 512).await, vec![3; 512]);
     })
     .await;
-    assert_eq!(read.await.unwrap().into_data(), vec![1; 512], "the read saw the orphan's end");
+    assert_eq!(
+        read.await.unwrap().into_data(),
+        vec![1; 512],
+        "the read saw the orphan's end"
+    );
     newer.await.unwrap();
-    assert_eq!(device.content(512, 512), vec![2; 512], "the newer write landed last");
-    let order: Vec<_> = device.ended().iter().filter(|op| is_write(op)).map(|op| op.extent().offset()).collect();
+    assert_eq!(
+        device.content(512, 512),
+        vec![2; 512],
+        "the newer write landed last"
+    );
+    let order: Vec<_> = device
+        .ended()
+        .iter()
+        .filter(|op| is_write(op))
+        .map(|op| op.extent().offset())
+        .collect();
     assert_eq!(order, [1024, 0, 512]);
 }
 
@@ -124,11 +165,20 @@ async fn retry_by_the_same_filter_is_not_overtaken_by_the_late_original() {
             if io.op.kind() != OpKind::Write {
                 return next.submit(io).await;
             }
-            let first = next.submit(io.with_op(Op::Write { offset: 0, data: vec![1; 512].into(), fua: false }));
+            let first = next.submit(io.with_op(Op::Write {
+                offset: 0,
+                data: vec![1; 512].into(),
+                fua: false,
+            }));
             if let Ok(result) = tokio::time::timeout(ms(100), first).await {
                 return result;
             }
-            next.submit(io.with_op(Op::Write { offset: 0, data: vec![2; 512].into(), fua: false })).await
+            next.submit(io.with_op(Op::Write {
+                offset: 0,
+                data: vec![2; 512].into(),
+                fua: false,
+            }))
+            .await
         })
     });
     let disk = open(Arc::clone(&device), vec![retrying]).await;
@@ -175,7 +225,10 @@ async fn panic_above_a_two_step_filter_does_not_cut_it() {
         })
     });
     let disk = open(device, vec![panicking, cache.filter]).await;
-    assert_eq!(disk.submit(write_of(0, 1, 512)).await.unwrap_err().kind(), ErrorKind::FilterFault);
+    assert_eq!(
+        disk.submit(write_of(0, 1, 512)).await.unwrap_err().kind(),
+        ErrorKind::FilterFault
+    );
     sleep(secs(1)).await;
     assert_eq!(cache.map.lock().unwrap().len(), 1);
 }
@@ -210,7 +263,10 @@ async fn dropped_submit_of_a_disk_runs_to_its_end() {
     drop(write);
     assert_eq!(disk.state().orphans, 1);
     assert_eq!(read_all(&disk, 0, 512).await, vec![5; 512]);
-    assert_eq!(events_of(&disk, EventKind::IoOrphaned)[0].filter.as_deref(), Some("caller"));
+    assert_eq!(
+        events_of(&disk, EventKind::IoOrphaned)[0].filter.as_deref(),
+        Some("caller")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -228,7 +284,10 @@ async fn dropped_lower_submit_runs_to_its_end_and_names_its_filter() {
     assert!(poll_once(&mut write).await.is_none());
     drop(write);
     assert_eq!((disk.state().orphans, disk.state().in_flight), (1, 1));
-    assert_eq!(events_of(&disk, EventKind::IoOrphaned)[0].filter.as_deref(), Some("owner"));
+    assert_eq!(
+        events_of(&disk, EventKind::IoOrphaned)[0].filter.as_deref(),
+        Some("owner")
+    );
     assert_eq!(read_all(&disk, 0, 512).await, vec![6; 512]);
 }
 
@@ -237,10 +296,20 @@ async fn detach_waits_for_an_orphan_of_the_filter() {
     let device = TestDevice::native();
     device.slow(secs(2), is_write);
     let cache = two_step("cache");
-    let disk = open(device, vec![timing_out("impatient", ms(100), false), cache.filter]).await;
+    let disk = open(
+        device,
+        vec![timing_out("impatient", ms(100), false), cache.filter],
+    )
+    .await;
     disk.submit(write_of(0, 7, 512)).await.unwrap_err();
-    disk.detach("cache", DirtyDisposition::Refuse).await.unwrap();
-    assert_eq!(cache.map.lock().unwrap().len(), 1, "the second step came before the detach");
+    disk.detach("cache", DirtyDisposition::Refuse)
+        .await
+        .unwrap();
+    assert_eq!(
+        cache.map.lock().unwrap().len(),
+        1,
+        "the second step came before the detach"
+    );
     assert_eq!(disk.state().orphans, 0);
 }
 
@@ -253,13 +322,34 @@ async fn nested_never_filters_below_an_observer_all_finish() {
     upper_filter.descriptor.class = Class::Replicate;
     let mut below = passing(every_op("below", Class::Transform).with_content(Content::Unchanged));
     below.descriptor.bypass = BypassSafety::Always;
-    let stack = vec![timing_out("top", ms(50), false), upper_filter, lower.filter, below];
+    let stack = vec![
+        timing_out("top", ms(50), false),
+        upper_filter,
+        lower.filter,
+        below,
+    ];
     let disk = open(device, stack).await;
     disk.submit(write_of(0, 7, 512)).await.unwrap_err();
-    assert_eq!(disk.stats().orphans, 1, "one owner keeps the whole way down");
+    assert_eq!(
+        disk.stats().orphans,
+        1,
+        "one owner keeps the whole way down"
+    );
     sleep(secs(1)).await;
-    assert_eq!((upper.steps.load(Ordering::Relaxed), lower.steps.load(Ordering::Relaxed)), (1, 1));
-    assert_eq!((upper.map.lock().unwrap().len(), lower.map.lock().unwrap().len()), (1, 1));
+    assert_eq!(
+        (
+            upper.steps.load(Ordering::Relaxed),
+            lower.steps.load(Ordering::Relaxed)
+        ),
+        (1, 1)
+    );
+    assert_eq!(
+        (
+            upper.map.lock().unwrap().len(),
+            lower.map.lock().unwrap().len()
+        ),
+        (1, 1)
+    );
 }
 
 /// The bug: an orphan raised a fence over its own range, and what it submitted after that at the
@@ -296,7 +386,11 @@ async fn io_let_go_at_a_fence_does_not_fence_itself_out() {
     assert_eq!(disk.state().orphans, 3);
     sleep(secs(5)).await;
     assert_eq!(disk.state().orphans, 0);
-    assert_eq!(device.content(0, 512), vec![3; 512], "in the order of their submission");
+    assert_eq!(
+        device.content(0, 512),
+        vec![3; 512],
+        "in the order of their submission"
+    );
     within(1, disk.submit(write_of(0, 4, 512))).await.unwrap();
 }
 
@@ -308,7 +402,11 @@ async fn split_io_dropped_by_a_filter_runs_to_its_end_as_a_whole() {
     info.transfer_max = 512;
     let device = TestDevice::new(info);
     device.slow(ms(30), is_write);
-    let disk = open(Arc::clone(&device), vec![timing_out("impatient", ms(10), false)]).await;
+    let disk = open(
+        Arc::clone(&device),
+        vec![timing_out("impatient", ms(10), false)],
+    )
+    .await;
     disk.submit(write_of(0, 3, 64 << 10)).await.unwrap_err();
     assert_eq!(disk.state().orphans, 1);
     sleep(secs(5)).await;

@@ -24,7 +24,11 @@ fn owner(lower: &Arc<OnceLock<AttachContext>>) -> Custom {
 async fn open_toy(device: Arc<TestDevice>, toy: &Toy) -> Disk {
     let registry = FilterRegistry::default().with(toy.clone());
     let policy = Policy::empty().with(FilterSpec::new(toy.descriptor.name));
-    Disk::builder(device, TokioRt::new()).policy(policy, registry).open().await.unwrap()
+    Disk::builder(device, TokioRt::new())
+        .policy(policy, registry)
+        .open()
+        .await
+        .unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -46,7 +50,10 @@ async fn released_in_time_says_held_and_resumes() {
 /// watcher saw the disk as quiesced for ever.
 #[tokio::test(start_paused = true)]
 async fn thaw_of_any_kind_is_told_to_watchers() {
-    let disk = open_with(TestDevice::native(), vec![], |limits| limits.hold_max = secs(1)).await;
+    let disk = open_with(TestDevice::native(), vec![], |limits| {
+        limits.hold_max = secs(1)
+    })
+    .await;
     for how in ["release", "drop", "thaw"] {
         let mut states = disk.watch_state();
         states.next().await;
@@ -57,7 +64,11 @@ async fn thaw_of_any_kind_is_told_to_watchers() {
             "drop" => drop(guard),
             _ => sleep(secs(2)).await,
         }
-        assert_eq!(within(1, states.next()).await.phase, DiskPhase::Open, "{how}");
+        assert_eq!(
+            within(1, states.next()).await.phase,
+            DiskPhase::Open,
+            "{how}"
+        );
     }
     assert_eq!(events_of(&disk, EventKind::Resumed).len(), 2);
     assert_eq!(events_of(&disk, EventKind::ThawedEarly).len(), 1);
@@ -65,11 +76,18 @@ async fn thaw_of_any_kind_is_told_to_watchers() {
 
 #[tokio::test(start_paused = true)]
 async fn guard_held_too_long_thaws_by_itself_and_says_so() {
-    let disk = open_with(TestDevice::native(), vec![], |limits| limits.hold_max = secs(7)).await;
+    let disk = open_with(TestDevice::native(), vec![], |limits| {
+        limits.hold_max = secs(7)
+    })
+    .await;
     let guard = disk.quiesce(Level::Drained, in_secs(5)).await.unwrap();
     let start = tokio::time::Instant::now();
     disk.submit(write_of(0, 1, 512)).await.unwrap();
-    assert_eq!(start.elapsed().as_secs(), 7, "the guest waited for the thaw and no longer");
+    assert_eq!(
+        start.elapsed().as_secs(),
+        7,
+        "the guest waited for the thaw and no longer"
+    );
     assert!(!guard.is_held());
     let event = &events_of(&disk, EventKind::ThawedEarly)[0];
     assert_eq!(event.severity, Severity::Error);
@@ -109,7 +127,17 @@ async fn new_guest_io_waits_in_order_and_is_served_after() {
         port.next().await.result.unwrap();
     }
     single.await.unwrap();
-    let bytes: Vec<u8> = device.started().iter().filter_map(|op| if let Op::Write { data, .. } = op { Some(data[0]) } else { None }).collect();
+    let bytes: Vec<u8> = device
+        .started()
+        .iter()
+        .filter_map(|op| {
+            if let Op::Write { data, .. } = op {
+                Some(data[0])
+            } else {
+                None
+            }
+        })
+        .collect();
     assert_eq!(bytes, [0, 1, 2, 3, 4, 5, 6, 7]);
 }
 
@@ -148,7 +176,10 @@ async fn drain_waits_for_guest_io_lower_io_and_background_steps() {
     drop(step);
     let guard = quiesce.await.unwrap();
     assert!(poll_once(&mut second).await.is_none());
-    assert!(poll_once(&mut lower.submit(Io::flush())).await.is_none(), "uncounted lower IO waits");
+    assert!(
+        poll_once(&mut lower.submit(Io::flush())).await.is_none(),
+        "uncounted lower IO waits"
+    );
     let _ = guard.release();
     assert!(second.await.is_some());
 }
@@ -173,7 +204,11 @@ async fn guest_io_that_awaits_lower_io_does_not_deadlock_the_drain() {
     let disk = open(TestDevice::native(), vec![filter]).await;
     let mut guest = Box::pin(disk.submit(write_of(0, 1, 512)));
     assert!(poll_once(&mut guest).await.is_none());
-    let (result, guard) = within(5, futures::future::join(guest, disk.quiesce(Level::Drained, in_secs(100)))).await;
+    let (result, guard) = within(
+        5,
+        futures::future::join(guest, disk.quiesce(Level::Drained, in_secs(100))),
+    )
+    .await;
     result.unwrap();
     assert_eq!(guard.unwrap().release(), Release::Held);
 }
@@ -202,7 +237,10 @@ async fn quiesce_from_within_a_filters_io_times_out() {
     let filter = custom(every_op("self-stop", Class::Cache), move |io, next| {
         let disk = disk_of.get().cloned();
         Box::pin(async move {
-            let result = disk.expect("opened").quiesce(Level::BackingDurable, in_secs(2)).await;
+            let result = disk
+                .expect("opened")
+                .quiesce(Level::BackingDurable, in_secs(2))
+                .await;
             assert_eq!(result.unwrap_err().kind(), ErrorKind::TimedOut);
             next.submit(io).await
         })
@@ -225,13 +263,18 @@ async fn quiesce_to_the_backing_under_load_brings_the_last_dirty_data_down() {
     let load = tokio::spawn(async move {
         for n in 0..u64::MAX {
             let block = n % 64;
-            writer.submit(write_of(block * 512, n as u8, 512)).await.unwrap();
+            writer
+                .submit(write_of(block * 512, n as u8, 512))
+                .await
+                .unwrap();
             count.store(n + 1, Ordering::Relaxed);
             tokio::time::sleep(ms(3)).await;
         }
     });
     sleep(ms(200)).await;
-    let guard = within(20, disk.quiesce(Level::BackingDurable, in_secs(15))).await.unwrap();
+    let guard = within(20, disk.quiesce(Level::BackingDurable, in_secs(15)))
+        .await
+        .unwrap();
     assert_eq!(toy.dirty_blocks(), 0);
     let n = written.load(Ordering::Relaxed) - 1;
     assert_eq!(device.content(n % 64 * 512, 512), vec![n as u8; 512]);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::{Control, Disk, DiskInner, contained::Contained, instance::Attached};
 use crate::{
-    Content, DirtyDisposition, DirtyPolicy, ErrorKind, FilterSpec, Health, Level, OpenReason, Phase, Resolved,
-    Result, Verb,
+    Content, DirtyDisposition, DirtyPolicy, ErrorKind, FilterSpec, Health, Level, OpenReason,
+    Phase, Resolved, Result, Verb,
     chain::Chain,
     event::{EventKind, Notice, Severity},
     registry::check_stack,

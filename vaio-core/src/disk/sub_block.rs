@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    AllocationMap, BlockDevice, DeviceInfo, DiscardReads, Error, Extent, Io, Op, OpKind, Reply, Result,
-    Support,
+    AllocationMap, BlockDevice, DeviceInfo, DiscardReads, Error, Extent, Io, Op, OpKind, Reply,
+    Result, Support,
     sync::{LockMode, RangeLock},
 };
 

@@ -133,7 +133,9 @@ impl Prepared {
                 done = AssertUnwindSafe(action)
                     .catch_unwind()
                     .await
-                    .unwrap_or_else(|_| Err(inner.error(ErrorKind::Internal, "the action panicked")));
+                    .unwrap_or_else(|_| {
+                        Err(inner.error(ErrorKind::Internal, "the action panicked"))
+                    });
             }
             if let Err(error) = done {
                 drop(closed);

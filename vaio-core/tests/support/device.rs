@@ -51,7 +51,10 @@ impl TestDevice {
     }
 
     /// What happens before an IO is done.
-    pub fn hook(&self, hook: impl Fn(&Io) -> BoxFuture<'static, Result<()>> + Send + Sync + 'static) {
+    pub fn hook(
+        &self,
+        hook: impl Fn(&Io) -> BoxFuture<'static, Result<()>> + Send + Sync + 'static,
+    ) {
         *self.hook.lock().unwrap() = Some(Arc::new(hook));
     }
 
@@ -98,7 +101,10 @@ impl TestDevice {
     /// The content, without any filter.
     pub fn content(&self, offset: u64, len: u64) -> Vec<u8> {
         let read = self.ram.submit(Io::read(Extent::new(offset, len)));
-        futures::executor::block_on(read).unwrap().into_data().to_vec()
+        futures::executor::block_on(read)
+            .unwrap()
+            .into_data()
+            .to_vec()
     }
 
     fn check(&self, op: &Op) -> Option<&'static str> {
@@ -114,7 +120,10 @@ impl TestDevice {
         if kind == OpKind::Flush {
             return None;
         }
-        if extent.is_empty() || extent.end() > info.capacity || !extent.is_aligned(info.logical_block) {
+        if extent.is_empty()
+            || extent.end() > info.capacity
+            || !extent.is_aligned(info.logical_block)
+        {
             return Some("an extent that is empty, misaligned or past the end");
         }
         let limit = match kind {
@@ -138,7 +147,11 @@ impl BlockDevice for TestDevice {
 
     async fn submit(&self, io: Io) -> Result<Reply> {
         if let Some(what) = self.check(&io.op) {
-            self.violations.lock().unwrap().push(format!("{what}: {:?} {}", io.op.kind(), io.op.extent()));
+            self.violations.lock().unwrap().push(format!(
+                "{what}: {:?} {}",
+                io.op.kind(),
+                io.op.extent()
+            ));
         }
         self.started.lock().unwrap().push(io.op.clone());
         let hook = self.hook.lock().unwrap().clone();

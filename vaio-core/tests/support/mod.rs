@@ -1,5 +1,10 @@
 //! A runtime over tokio for the tests of core, and small filters that do one thing each.
-#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test file uses a part of it"
+)]
 
 mod device;
 mod toy;
@@ -255,7 +260,9 @@ pub async fn sleep(time: Duration) {
 /// Runs `future` for at most `seconds` of virtual time.
 pub async fn within<F: Future>(seconds: u64, future: F) -> F::Output {
     let limit = secs(seconds);
-    tokio::time::timeout(limit, future).await.expect("ends in time")
+    tokio::time::timeout(limit, future)
+        .await
+        .expect("ends in time")
 }
 
 /// Opens with everything given.
@@ -267,7 +274,12 @@ pub async fn open_with(
     let (policy, registry) = registry(filters);
     let mut limits = DiskSettings::default();
     settings(&mut limits);
-    Disk::builder(device, TokioRt::new()).policy(policy, registry).settings(limits).open().await.unwrap()
+    Disk::builder(device, TokioRt::new())
+        .policy(policy, registry)
+        .settings(limits)
+        .open()
+        .await
+        .unwrap()
 }
 
 /// A filter that lets go of what is below after `limit`, and tries once more if `again`.

@@ -37,7 +37,9 @@ pub struct Toy {
 impl Toy {
     pub fn new(name: &'static str, class: Class) -> Self {
         Self {
-            descriptor: every_op(name, class).with_content(Content::Held).with_bypass(BypassSafety::Never),
+            descriptor: every_op(name, class)
+                .with_content(Content::Held)
+                .with_bypass(BypassSafety::Never),
             delay: Duration::ZERO,
             fails_policy: Arc::default(),
             log: Arc::default(),
@@ -83,7 +85,11 @@ impl FilterFactory for Toy {
         Ok(())
     }
     async fn open(&self, cx: AttachContext) -> Result<Arc<dyn Filter>> {
-        let source = Source { toy: self.clone(), lower: cx.lower(), rt: Arc::clone(cx.rt()) };
+        let source = Source {
+            toy: self.clone(),
+            lower: cx.lower(),
+            rt: Arc::clone(cx.rt()),
+        };
         self.log.lock().unwrap().policy = DirtyPolicy::Allow;
         Ok(Arc::new(Cache(Arc::new(source))))
     }
@@ -110,21 +116,28 @@ impl Filter for Cache {
                     let extent = io.op.extent();
                     next.submit(io).await?;
                     let mut log = log.lock().unwrap();
-                    log.dirty.retain(|at, _| *at < extent.offset() || *at >= extent.end());
+                    log.dirty
+                        .retain(|at, _| *at < extent.offset() || *at >= extent.end());
                     return Ok(Reply::Done);
                 }
                 let mut log = log.lock().unwrap();
                 for (n, block) in data.chunks(512).enumerate() {
                     log.last += 1;
                     let mark = log.last;
-                    log.dirty.insert(offset + n as u64 * 512, (mark, block.to_vec()));
+                    log.dirty
+                        .insert(offset + n as u64 * 512, (mark, block.to_vec()));
                 }
                 Ok(Reply::Done)
             }
             Op::Read { extent } => {
                 let extent = *extent;
                 let mut data = next.submit(io).await?.into_data().to_vec();
-                for (at, (_, block)) in log.lock().unwrap().dirty.range(extent.offset()..extent.end()) {
+                for (at, (_, block)) in log
+                    .lock()
+                    .unwrap()
+                    .dirty
+                    .range(extent.offset()..extent.end())
+                {
                     let from = usize::try_from(at - extent.offset()).unwrap();
                     data[from..from + 512].copy_from_slice(block);
                 }
@@ -151,9 +164,14 @@ impl Filter for Cache {
 impl Source {
     fn next_dirty(&self, up_to: u64) -> Option<(u64, u64, Vec<u8>)> {
         let log = self.toy.log.lock().unwrap();
-        let mut due: Vec<_> = log.dirty.iter().filter(|(_, (mark, _))| *mark <= up_to).collect();
+        let mut due: Vec<_> = log
+            .dirty
+            .iter()
+            .filter(|(_, (mark, _))| *mark <= up_to)
+            .collect();
         due.sort_by_key(|(_, (mark, _))| *mark);
-        due.first().map(|(at, (mark, block))| (**at, *mark, block.clone()))
+        due.first()
+            .map(|(at, (mark, block))| (**at, *mark, block.clone()))
     }
 }
 
@@ -170,18 +188,32 @@ impl DirtySource for Source {
             return DirtyMap::new();
         }
         let log = self.toy.log.lock().unwrap();
-        log.dirty.range(range.offset()..range.end()).map(|(at, _)| Extent::new(*at, 512)).collect()
+        log.dirty
+            .range(range.offset()..range.end())
+            .map(|(at, _)| Extent::new(*at, 512))
+            .collect()
     }
     fn mark(&self) -> DirtyMark {
         DirtyMark(self.toy.log.lock().unwrap().last)
     }
-    async fn read_dirty(&self, _level: Level, from: DirtyMark, bytes_max: u64) -> Result<Vec<DirtyPiece>> {
+    async fn read_dirty(
+        &self,
+        _level: Level,
+        from: DirtyMark,
+        bytes_max: u64,
+    ) -> Result<Vec<DirtyPiece>> {
         let log = self.toy.log.lock().unwrap();
         let mut pieces: Vec<_> = log
             .dirty
             .iter()
             .filter(|(_, (mark, _))| *mark >= from.0)
-            .map(|(at, (mark, block))| DirtyPiece::new(Extent::new(*at, 512), DirtyMark(*mark), block.clone().into()))
+            .map(|(at, (mark, block))| {
+                DirtyPiece::new(
+                    Extent::new(*at, 512),
+                    DirtyMark(*mark),
+                    block.clone().into(),
+                )
+            })
             .collect();
         pieces.sort_by_key(|piece| piece.mark);
         pieces.truncate(usize::try_from(bytes_max / 512).unwrap().max(1));
@@ -201,7 +233,11 @@ impl DirtySource for Source {
     async fn hold(&self, _until: Instant) -> Result<Arc<dyn HeldPoint>> {
         let mark = self.mark();
         self.flush_to(mark, Level::BackingDurable).await?;
-        let held = Arc::new(Held { mark, is_lost: AtomicBool::new(false), lost: Arc::default() });
+        let held = Arc::new(Held {
+            mark,
+            is_lost: AtomicBool::new(false),
+            lost: Arc::default(),
+        });
         self.toy.log.lock().unwrap().held = Some(Arc::clone(&held));
         Ok(held)
     }
@@ -226,7 +262,11 @@ impl HeldPoint for Held {
         self.mark
     }
     fn release(&self) -> Release {
-        if self.is_lost.load(Ordering::Relaxed) { Release::ThawedEarly } else { Release::Held }
+        if self.is_lost.load(Ordering::Relaxed) {
+            Release::ThawedEarly
+        } else {
+            Release::Held
+        }
     }
     fn lost(&self) -> BoxFuture<'static, ()> {
         let lost = Arc::clone(&self.lost);
