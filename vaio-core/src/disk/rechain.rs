@@ -317,6 +317,7 @@ impl DiskInner {
         let old = control.attached.remove(at);
         // Lets go of the old instance's devices before the new one opens them.
         self.install(control)?;
+        drop(old.layer);
         let old = (old.resolved, old.settings);
         let is_other = old.0.descriptor.name != resolved.descriptor.name;
         let reason = if is_other {
