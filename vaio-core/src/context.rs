@@ -17,8 +17,7 @@ use async_trait::async_trait;
 
 use crate::{
     AllocationMap, BlockDevice, DeviceInfo, Disposition, Error, ErrorKind, Extent, Io, OpPolicy,
-    OpenReason, Origin,
-    Reply, Result, Rt, Settings, Sidecar,
+    OpenReason, Origin, Reply, Result, Rt, Settings, Sidecar,
     chain::{Chain, IoCx, Layer, panic_text},
     core::Core,
     disk::DiskInner,

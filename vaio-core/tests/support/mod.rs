@@ -7,8 +7,10 @@
 )]
 
 mod device;
+mod toy;
 
 pub use device::*;
+pub use toy::Toy;
 
 use std::{
     collections::BTreeMap,
