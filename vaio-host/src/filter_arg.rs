@@ -71,7 +71,7 @@ mod tests {
         for (text, words) in [
             ("", "name"),
             (":a=b", "name"),
-            ("throttle:iops", "setting=iops filter=throttle"),
+            ("throttle:iops", "setting=iops, filter=throttle"),
             ("throttle:iops=1,iops=2", "twice"),
         ] {
             let line = parse(text).unwrap_err().to_line();

@@ -179,14 +179,7 @@ enum FilterChoice {
 impl FilterChoice {
     fn new(args: &ServeArgs, registry: &FilterRegistry) -> Outcome<Self> {
         if let Some(path) = &args.policy {
-            let file = PolicyFile::read(path, registry).map_err(|error| {
-                let stage = if error.filter().is_some() {
-                    Stage::Filter
-                } else {
-                    Stage::Usage
-                };
-                Failure::new(stage, error)
-            })?;
+            let file = PolicyFile::read(path, registry).at(Stage::Usage)?;
             return Ok(Self::File(file));
         }
         if args.filters.len() > 1 && args.filters.iter().any(|text| text == filter_arg::NONE) {

@@ -82,13 +82,8 @@ impl PolicyFile {
             let at = error.span().map_or(0, |span| span.start);
             Error::config(place(text, file, at, error.message()))
         })?;
-        let at_fault = |at: usize, error: &Error| {
-            let located = Error::new(error.kind(), place(text, file, at, &error.to_line()));
-            match error.filter() {
-                Some(filter) => located.with_filter(filter),
-                None => located,
-            }
-        };
+        let at_fault =
+            |at: usize, error: &Error| Error::config(place(text, file, at, &error.to_line()));
         let mut rules = Vec::with_capacity(raw.policy.len());
         for rule in raw.policy {
             let mut policy = Policy::empty();

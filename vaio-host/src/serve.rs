@@ -13,7 +13,7 @@ use vaio_core::{Disk, Error, FilterRegistry, Result, Rt};
 
 use crate::{
     cli::ServeArgs,
-    control::{self, Control, Hosted},
+    control::{Control, Hosted, HostedDisk},
     exit::{At, Failure, Outcome, Stage},
     nbd::{Export, Server, ServerSettings},
     plan::{Listen, Plan},
@@ -88,18 +88,16 @@ async fn start(
         options: &plan.options,
         vm: &plan.vm,
     };
+    let mut hosted = Vec::with_capacity(plan.disks.len());
     for one in &plan.disks {
-        disks.push(stack::open(one, &host, made).await?);
+        let opened = stack::open(one, &host, made).await?;
+        disks.push(opened.disk.clone());
+        hosted.push(HostedDisk::new(one, opened));
     }
     let server = server(plan, disks)?;
     let hosted = Hosted {
         rt: Arc::clone(rt),
-        disks: plan
-            .disks
-            .iter()
-            .zip(disks.iter())
-            .map(|(plan, disk)| control::HostedDisk::new(plan, disk.clone()))
-            .collect(),
+        disks: hosted,
         registry: registry.clone(),
         server: server.watch(),
     };

@@ -15,7 +15,7 @@ use vaio_core::{
 };
 
 use crate::{
-    device::{FileOptions, ImageLock, ImageUse, LockFile, Spec, open_spec},
+    device::{FileDevice, FileOptions, ImageLock, ImageUse, LockFile, Spec, open_spec},
     exit::{At, Outcome, Stage},
     plan::DiskPlan,
     sidecar_file::{SidecarFileStore, sync_folder_of},
@@ -65,17 +65,23 @@ pub(crate) struct Host<'a> {
     pub(crate) vm: &'a str,
 }
 
+/// An open disk.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) disk: Disk,
+    /// The device at the bottom, where it is a file: it can grow.
+    pub(crate) file: Option<Arc<FileDevice>>,
+}
+
 /// Opens a disk. What is created is noted in `made`.
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub(crate) async fn open(plan: &DiskPlan, host: &Host<'_>, made: &mut Made) -> Outcome<Disk> {
+pub(crate) async fn open(plan: &DiskPlan, host: &Host<'_>, made: &mut Made) -> Outcome<Opened> {
     if let (Some(size), Spec::File(path)) = (plan.create, &plan.spec) {
         made.make(path, |path| create(path, size)).at(Stage::Disk)?;
     }
-    let device = open_spec(&plan.spec, host.options, host.rt)
-        .await
-        .at(Stage::Disk)?;
+    let (device, file) = open_device(&plan.spec, host).await.at(Stage::Disk)?;
     let locks = Locks::take(plan, host.options, made).at(Stage::Disk)?;
     let sidecar: Arc<dyn SidecarStore> = match &plan.sidecar {
         Some(path) => {
@@ -89,7 +95,7 @@ pub(crate) async fn open(plan: &DiskPlan, host: &Host<'_>, made: &mut Made) -> O
         rt: Arc::clone(host.rt),
         options: host.options.clone().with_read_only(false),
     };
-    Disk::builder(device, Arc::clone(host.rt))
+    let disk = Disk::builder(device, Arc::clone(host.rt))
         .name(plan.name.as_str())
         .vm(host.vm)
         .policy(plan.policy.clone(), host.registry.clone())
@@ -99,7 +105,19 @@ pub(crate) async fn open(plan: &DiskPlan, host: &Host<'_>, made: &mut Made) -> O
         .open()
         .await
         .at(Stage::Disk)
-        .map_err(|failure| failure.with_place("path", &plan.text))
+        .map_err(|failure| failure.with_place("path", &plan.text))?;
+    Ok(Opened { disk, file })
+}
+
+type Device = Arc<dyn BlockDevice>;
+
+async fn open_device(spec: &Spec, host: &Host<'_>) -> Result<(Device, Option<Arc<FileDevice>>)> {
+    let Spec::File(path) = spec else {
+        return Ok((open_spec(spec, host.options, host.rt).await?, None));
+    };
+    let file = Arc::new(FileDevice::open(path, host.options, host.rt)?);
+    let device: Device = Arc::<FileDevice>::clone(&file);
+    Ok((device, Some(file)))
 }
 
 /// Makes a sparse file of `size` bytes.

@@ -30,7 +30,7 @@ pub(crate) use verbs::filters as filters_json;
 use vaio_core::{Disk, Error, ErrorKind, FilterRegistry, Result, Rt};
 
 use crate::{
-    device::Spec,
+    device::{FileDevice, Spec},
     exit::Exit,
     metrics,
     nbd::{
@@ -38,6 +38,7 @@ use crate::{
         listen::{self, Listener, Stream},
     },
     plan::DiskPlan,
+    stack::Opened,
     watchdog::{Heartbeat, PING_EVERY, Watchdog},
 };
 
@@ -68,14 +69,17 @@ pub(crate) struct HostedDisk {
     pub(crate) spec: Spec,
     /// As the user wrote it.
     pub(crate) text: String,
+    /// The device at the bottom, where it is a file.
+    pub(crate) file: Option<Arc<FileDevice>>,
     /// Whether what a filter keeps is remembered beyond this process.
     pub(crate) is_remembered: bool,
 }
 
 impl HostedDisk {
-    pub(crate) fn new(plan: &DiskPlan, disk: Disk) -> Self {
+    pub(crate) fn new(plan: &DiskPlan, opened: Opened) -> Self {
         Self {
-            disk,
+            disk: opened.disk,
+            file: opened.file,
             spec: plan.spec.clone(),
             text: plan.text.clone(),
             is_remembered: plan.sidecar.is_some(),

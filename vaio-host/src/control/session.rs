@@ -236,7 +236,7 @@ pub(super) async fn give_way() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::executor::block_on;
+    use crate::runtime::HostRuntime;
 
     async fn lines(mut bytes: &[u8]) -> Vec<String> {
         let mut found = Vec::new();
@@ -252,13 +252,17 @@ mod tests {
         }
     }
 
+    fn read_all(lines: impl Future<Output = Vec<String>>) -> Vec<String> {
+        HostRuntime::run(|_| lines).unwrap()
+    }
+
     #[test]
     fn lines_end_with_a_line_end_and_are_bounded() {
-        assert_eq!(block_on(lines(b"a\n\nbc\nrest")), ["a", "", "bc"]);
+        assert_eq!(read_all(lines(b"a\n\nbc\nrest")), ["a", "", "bc"]);
         let mut exact = vec![b'x'; LINE_BYTES_MAX];
         exact.push(b'\n');
-        assert_eq!(block_on(lines(&exact))[0].len(), LINE_BYTES_MAX);
+        assert_eq!(read_all(lines(&exact))[0].len(), LINE_BYTES_MAX);
         exact.insert(0, b'x');
-        assert_eq!(block_on(lines(&exact)), ["too long"]);
+        assert_eq!(read_all(lines(&exact)), ["too long"]);
     }
 }

@@ -3,19 +3,20 @@
 //! A question never waits for the IO thread. A verb does, and is given up with the name of the
 //! filter that blocks it where that thread does not come back; the verb itself goes on.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
 use vaio_core::{
-    Content, Descriptor, Disk, Error, ErrorKind, EventStream, FilterSpec, Level, Result, Verb,
+    BlockDevice, Content, Descriptor, Disk, Error, ErrorKind, EventStream, FilterSpec, Level,
+    Result, Verb,
 };
 
 use super::{
     Hosted, HostedDisk, Shared,
     request::Request,
     session::{Broken, Out, give_way},
-    sleep, within,
+    within,
 };
 use crate::device::Spec;
 
@@ -264,7 +265,7 @@ fn check_remembered(hosted: &Hosted, one: &HostedDisk, spec: &FilterSpec) -> Res
          --state-dir DIR",
     )
     .with_filter(descriptor.name)
-    .with_disk(std::sync::Arc::clone(one.disk.name())))
+    .with_disk(Arc::clone(one.disk.name())))
 }
 
 /// Sends the kept events, then new ones where `follow` is set. The answer says how many were
@@ -366,18 +367,23 @@ async fn resize(shared: &Shared, one: &HostedDisk, to: u64) -> Result<Value> {
     if to <= from {
         return Err(
             Error::invalid(format!("a disk can only grow, from={from} to={to}"))
-                .with_disk(std::sync::Arc::clone(disk.name())),
+                .with_disk(Arc::clone(disk.name())),
         );
     }
+    let file = one.file.clone().ok_or_else(|| {
+        Error::new(
+            ErrorKind::Unsupported,
+            "only a disk that is a file or block device can grow while it is open",
+        )
+        .with_disk(Arc::clone(disk.name()))
+    })?;
     let prepared = wait(shared, disk.prepare(Verb::Resize { from, to })).await?;
     let deadline = shared.hosted.rt.now() + RESIZE_MAX;
-    let action = async move {
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            "this device cannot grow while it is open",
-        ))
+    // What the filters keep for themselves below is theirs: the file grows by as much as the disk.
+    let grow = async move {
+        file.grow(file.info().capacity.saturating_add(to - from))
+            .await
     };
-    wait(shared, prepared.commit(deadline, action)).await?;
-    sleep(Duration::ZERO).await;
+    wait(shared, prepared.commit(deadline, grow)).await?;
     Ok(json!({ "capacity": disk.info().capacity }))
 }

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -60,7 +60,9 @@ const ALLOCATION_PIECES_MAX: usize = 16 << 10;
 /// Dropping the device lets such IO end in the background.
 pub struct FileDevice {
     path: PathBuf,
+    /// All but the capacity, which may grow.
     info: DeviceInfo,
+    capacity: AtomicU64,
     is_direct: bool,
     /// Whether blocks are allocated one by one, so that holes can be told and made.
     is_regular: bool,
@@ -110,6 +112,7 @@ impl FileDevice {
         Ok(Self {
             path: path.to_owned(),
             info,
+            capacity: AtomicU64::new(info.capacity),
             is_direct,
             is_regular,
             engine,
@@ -136,6 +139,42 @@ impl FileDevice {
     /// What does the system calls: `io_uring` or `threads`.
     pub fn engine(&self) -> &'static str {
         self.engine.name()
+    }
+
+    /// Makes the device larger: a file grows, sparse; a block device must have grown already. IO
+    /// within the old capacity goes on meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a capacity that is smaller or not whole blocks, else as the file
+    /// system; the old capacity stays.
+    pub async fn grow(&self, capacity: u64) -> Result<()> {
+        let at = self.path.display();
+        let now = self.info().capacity;
+        let block = u64::from(self.info.logical_block);
+        if capacity < now || !capacity.is_multiple_of(block) || capacity > DeviceInfo::CAPACITY_MAX {
+            return Err(Error::invalid(format!(
+                "a disk grows, by whole blocks, path={at} capacity={capacity} now={now} block={block}"
+            )));
+        }
+        let (file, is_regular) = (Arc::clone(&self.file), self.is_regular);
+        let grown = self.rt.offload_with(move || {
+            let mut file = &*file;
+            if is_regular {
+                file.set_len(capacity).and_then(|()| file.sync_all())?;
+            }
+            std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0))
+        });
+        let size = grown
+            .await
+            .ok_or_else(|| self.explain(Failure::Stopped, OpKind::Write, Extent::new(0, 0)))?
+            .map_err(|cause| Error::io(format!("cannot grow the disk, path={at}"), cause))?;
+        if size < capacity {
+            return Err(Error::invalid(format!(
+                "grow the block device first, path={at} capacity={capacity} size={size}"
+            )));
+        }
+        self.capacity.store(capacity, Ordering::Release);
+        Ok(())
     }
 
     async fn read(&self, extent: Extent) -> Result<Reply, Failure> {
@@ -301,13 +340,15 @@ struct Zeroing {
 #[deny(clippy::missing_trait_methods)]
 impl BlockDevice for FileDevice {
     fn info(&self) -> DeviceInfo {
-        self.info
+        let mut info = self.info;
+        info.capacity = self.capacity.load(Ordering::Acquire);
+        info
     }
 
     async fn submit(&self, io: Io) -> Result<Reply> {
         let (kind, extent) = (io.op.kind(), io.op.extent());
         debug_assert!(
-            extent.is_aligned(self.info.logical_block) && extent.end() <= self.info.capacity
+            extent.is_aligned(self.info.logical_block) && extent.end() <= self.info().capacity
         );
         if kind.is_mutation() && self.info.caps.read_only {
             let text = format!(

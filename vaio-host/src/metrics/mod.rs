@@ -265,6 +265,10 @@ impl Out<'_> {
             .0
             .encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in values {
+            if labels.is_empty() {
+                family.encode_gauge(&value)?;
+                continue;
+            }
             family
                 .encode_family(&Labels(labels))?
                 .encode_gauge(&value)?;
@@ -322,9 +326,7 @@ mod tests {
                 .open()
                 .await
                 .unwrap();
-            disk.submit(Io::write(0, vec![1; 4096].into()))
-                .await
-                .unwrap();
+            disk.submit(Io::write(0, vec![1; 4096].into())).await.unwrap();
             text(&[disk], 3)
         })
         .unwrap();
