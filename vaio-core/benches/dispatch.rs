@@ -16,7 +16,7 @@
 mod support;
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
+    alloc::{GlobalAlloc, Layout},
     cell::Cell,
     collections::BTreeMap,
     hint::black_box,
@@ -45,19 +45,19 @@ struct Counting;
     unsafe_code,
     reason = "an allocator that counts; forwards to the system's"
 )]
-// SAFETY: every call is forwarded unchanged to `System`.
+// SAFETY: every call is forwarded unchanged to the allocator that the `vaio` program uses.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if COUNTING.get() {
             ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         }
         // SAFETY: the caller's obligations are passed on.
-        unsafe { System.alloc(layout) }
+        unsafe { mimalloc::MiMalloc.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: the caller's obligations are passed on.
-        unsafe { System.dealloc(pointer, layout) }
+        unsafe { mimalloc::MiMalloc.dealloc(pointer, layout) }
     }
 }
 
@@ -194,9 +194,13 @@ fn raw(device: &dyn BlockDevice, count: u64) {
 
 /// The least of many short runs: for tuning on a busy machine.
 fn quick(runtime: &tokio::runtime::Runtime) {
+    let runs: u32 = std::env::var("VAIO_QUICK")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(400);
     let least = |run: &mut dyn FnMut(u64)| {
         let scratch = Results::default();
-        (0..400)
+        (0..runs)
             .map(|_| timed(&scratch, "x", 2000, &mut *run).as_nanos() as f64 / 2000.0)
             .fold(f64::INFINITY, f64::min)
     };

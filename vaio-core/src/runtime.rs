@@ -1,7 +1,7 @@
 //! [`Runtime`]: the one door to time, tasks and chance, and [`Rt`], the handle that everything
 //! holds. Whoever implements the trait owns them: a host for real, a simulator to replay them.
 
-use std::{fmt, future::Future, ops, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, num::NonZeroU64, ops, pin::Pin, sync::Arc, time::Duration};
 
 use futures::channel::oneshot;
 
@@ -10,23 +10,36 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A moment on a monotonic clock, in nanoseconds since that clock's start. Never compared across
 /// hosts or runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Instant(u64);
+// Kept as nanoseconds plus one, so that an optional instant is as small as an instant.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(NonZeroU64);
 
 impl Instant {
-    /// The moment `nanos` after the clock's start.
+    /// The moment `nanos` after the clock's start; saturates just below `u64::MAX`.
     pub const fn from_nanos(nanos: u64) -> Self {
-        Self(nanos)
+        Self(NonZeroU64::MIN.saturating_add(nanos))
     }
 
     /// Nanoseconds since the clock's start.
     pub const fn as_nanos(self) -> u64 {
-        self.0
+        self.0.get() - 1
     }
 
     /// Time from `earlier` to this moment; zero where `earlier` is later.
     pub const fn since(self, earlier: Self) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
+    }
+}
+
+impl Default for Instant {
+    fn default() -> Self {
+        Self::from_nanos(0)
+    }
+}
+
+impl fmt::Debug for Instant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Instant({}ns)", self.as_nanos())
     }
 }
 

@@ -63,6 +63,9 @@ pub(crate) struct Slot {
     len: AtomicU64,
     /// Time spent below, per layer, of a sampled IO.
     pub(crate) below: [AtomicU64; LAYERS_MAX + 1],
+    /// When each layer was entered last, of a sampled IO. Parts of one IO that are in one layer
+    /// at the same time share it, so theirs is a little short.
+    pub(crate) entered: [AtomicU64; LAYERS_MAX + 1],
     pub(crate) error: Mutex<Option<Error>>,
     /// Whoever polls the IO, where a port does not.
     pub(crate) waker: Mutex<Option<Waker>>,

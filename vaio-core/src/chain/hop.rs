@@ -6,6 +6,7 @@
 //! the first poll) is `poll_new` -> `poll_filter`/`poll_device` -> `leave`, and moves the IO once.
 
 use std::{
+    any::Any,
     fmt,
     future::Future,
     panic::{AssertUnwindSafe, Location, catch_unwind},
@@ -24,6 +25,33 @@ use crate::{
 
 type Answer = Result<Reply>;
 
+/// What came of the first poll of a target.
+enum Once<F> {
+    Ready(Answer),
+    Pending(F),
+}
+
+impl<F> Once<F> {
+    #[inline]
+    fn map_pending<T>(self, keep: impl FnOnce(F) -> T) -> Once<T> {
+        match self {
+            Self::Ready(answer) => Once::Ready(answer),
+            Self::Pending(future) => Once::Pending(keep(future)),
+        }
+    }
+}
+
+#[inline]
+fn once<'f>(
+    mut future: BoxFuture<'f, Answer>,
+    context: &mut Context<'_>,
+) -> Once<BoxFuture<'f, Answer>> {
+    match future.as_mut().poll(context) {
+        Poll::Ready(answer) => Once::Ready(answer),
+        Poll::Pending => Once::Pending(future),
+    }
+}
+
 /// The future of an IO submitted through [`Next`].
 ///
 /// Nothing happens before the first poll. Dropped after it, the IO runs to its end by itself.
@@ -40,9 +68,9 @@ pub struct Submit<'a> {
     is_emulated: bool,
     to: u8,
     kind: OpKind,
+    /// Whether this hop is timed.
+    is_timed: bool,
     extent: Extent,
-    /// Start of a sampled IO.
-    since: Option<Instant>,
 }
 
 enum Target<'a> {
@@ -70,7 +98,7 @@ impl<'a> Submit<'a> {
             is_emulated: false,
             to: 0,
             extent: Extent::default(),
-            since: None,
+            is_timed: false,
         }
     }
 
@@ -129,7 +157,7 @@ impl<'a> Submit<'a> {
         }
         self.next.cx.slot.at.store(rule.to + 1, Relaxed);
         if self.next.cx.slot.is_sampled.load(Relaxed) {
-            self.since = Some(chain.core.rt.now());
+            self.start_time();
         }
         match chain.layers.get(usize::from(rule.to)) {
             Some(layer) => self.poll_filter(layer, context),
@@ -152,10 +180,11 @@ impl<'a> Submit<'a> {
         }
         self.is_emulated = true;
         if self.next.cx.slot.is_sampled.load(Relaxed) {
-            self.since = Some(self.chain().core.rt.now());
+            self.start_time();
         }
         self.mark_reached();
-        self.first_poll(|| run, Target::Owned, context)
+        let polled = catch_unwind(AssertUnwindSafe(|| once(run, context)));
+        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
     }
 
     /// Enters a filter and polls it once.
@@ -178,18 +207,37 @@ impl<'a> Submit<'a> {
         };
         let core = &self.chain().core;
         core.polling.store(to + 1, Relaxed);
-        if !layer.is_never {
-            let io = self.io.clone().expect("a new hop has its IO");
-            return self.first_poll(|| layer.filter.io(io, below), Target::Borrowed, context);
+        if layer.is_never && next.path != Path::Root {
+            return self.poll_owned_filter(context);
         }
-        let io = self.io.take().expect("a new hop has its IO");
-        if next.path == Path::Root {
-            return self.first_poll(|| layer.filter.io(io, below), Target::Borrowed, context);
-        }
+        // The IO is made where it is used: it is large enough for a copy to show.
+        let io = &mut self.io;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let io = if layer.is_never {
+                io.take()
+            } else {
+                io.clone()
+            };
+            once(
+                layer.filter.io(io.expect("a new hop has its IO"), below),
+                context,
+            )
+        }));
+        self.polled(
+            polled.map(|once| once.map_pending(Target::Borrowed)),
+            context,
+        )
+    }
+
+    /// Enters a filter that holds or changes data, below one that may let go of it.
+    #[inline]
+    fn poll_owned_filter(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         self.mark_reached();
-        let cx = next.cx.clone();
-        let owned = move || -> BoxFuture<'static, Answer> {
-            Box::pin(async move {
+        let (cx, to) = (self.next.cx.clone(), self.to);
+        let io = &mut self.io;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let io = io.take().expect("a new hop has its IO");
+            let owned: BoxFuture<'static, Answer> = Box::pin(async move {
                 let below = Next {
                     cx: &cx,
                     level: to + 1,
@@ -197,9 +245,10 @@ impl<'a> Submit<'a> {
                     path: Path::Filtered,
                 };
                 cx.chain.layers[usize::from(to)].filter.io(io, below).await
-            })
-        };
-        self.first_poll(owned, Target::Owned, context)
+            });
+            once(owned, context)
+        }));
+        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
     }
 
     /// Enters the device and polls it once.
@@ -208,38 +257,45 @@ impl<'a> Submit<'a> {
         let chain = self.chain();
         chain.device_counters.ios[self.kind as usize].fetch_add(1, Relaxed);
         chain.core.polling.store(self.to + 1, Relaxed);
-        let io = self.io.take().expect("a new hop has its IO");
         if self.next.path == Path::Root {
-            return self.first_poll(|| chain.device.submit(io), Target::Borrowed, context);
+            let io = &mut self.io;
+            let polled = catch_unwind(AssertUnwindSafe(|| {
+                once(
+                    chain
+                        .device
+                        .submit(io.take().expect("a new hop has its IO")),
+                    context,
+                )
+            }));
+            return self.polled(
+                polled.map(|once| once.map_pending(Target::Borrowed)),
+                context,
+            );
         }
         self.mark_reached();
         let device = Arc::clone(&chain.device);
-        let owned = move || -> BoxFuture<'static, Answer> {
-            Box::pin(async move { device.submit(io).await })
-        };
-        self.first_poll(owned, Target::Owned, context)
+        let io = &mut self.io;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let io = io.take().expect("a new hop has its IO");
+            let owned: BoxFuture<'static, Answer> =
+                Box::pin(async move { device.submit(io).await });
+            once(owned, context)
+        }));
+        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
     }
 
-    /// Makes the target's future and polls it, panics caught, and keeps it if it is pending.
+    /// What came of the first poll.
     #[inline]
-    fn first_poll<'f>(
+    fn polled(
         &mut self,
-        make: impl FnOnce() -> BoxFuture<'f, Answer>,
-        keep: impl FnOnce(BoxFuture<'f, Answer>) -> Target<'a>,
+        polled: Result<Once<Target<'a>>, Box<dyn Any + Send>>,
         context: &mut Context<'_>,
     ) -> Poll<Answer> {
-        let polled = catch_unwind(AssertUnwindSafe(|| {
-            let mut future = make();
-            match future.as_mut().poll(context) {
-                Poll::Ready(answer) => Ok(answer),
-                Poll::Pending => Err(future),
-            }
-        }));
         self.chain().core.polling.store(self.next.caller, Relaxed);
         match polled {
-            Ok(Ok(answer)) => self.leave(answer, context),
-            Ok(Err(future)) => {
-                self.target = keep(future);
+            Ok(Once::Ready(answer)) => self.leave(answer, context),
+            Ok(Once::Pending(target)) => {
+                self.target = target;
                 Poll::Pending
             }
             Err(panic) => self.panicked(&panic_text(panic.as_ref()), context),
@@ -297,7 +353,7 @@ impl<'a> Submit<'a> {
     fn leave(&mut self, answer: Answer, context: &mut Context<'_>) -> Poll<Answer> {
         let cx = self.next.cx;
         cx.slot.at.store(self.next.caller, Relaxed);
-        if self.since.is_some() {
+        if self.is_timed {
             self.record_time();
         }
         match &answer {
@@ -318,6 +374,12 @@ impl<'a> Submit<'a> {
                 if !self.is_emulated {
                     counters.errors.fetch_add(1, Relaxed);
                 }
+                // An observer that was taken out of the path while it had the IO, and answers
+                // with the error it got for its own breach: its IO goes on without it.
+                if self.io.is_some() && self.layer().is_some_and(|layer| is_own(layer, error)) {
+                    let text = error.message().to_owned();
+                    return self.fault(&text, context);
+                }
                 if self.next.path == Path::Observed {
                     cx.slot.fail(error);
                 }
@@ -328,12 +390,18 @@ impl<'a> Submit<'a> {
     }
 
     #[cold]
+    fn start_time(&mut self) {
+        self.is_timed = true;
+        let now = self.chain().core.rt.now().as_nanos();
+        self.next.cx.slot.entered[usize::from(self.to)].store(now, Relaxed);
+    }
+
+    #[cold]
     fn record_time(&mut self) {
         let (cx, chain) = (self.next.cx, self.chain());
-        let Some(since) = self.since.take() else {
-            return;
-        };
-        let total = chain.core.rt.now().since(since);
+        self.is_timed = false;
+        let since = cx.slot.entered[usize::from(self.to)].load(Relaxed);
+        let total = chain.core.rt.now().since(Instant::from_nanos(since));
         let counters = self
             .layer()
             .map_or(&chain.device_counters, |layer| &layer.counters);
@@ -501,6 +569,13 @@ fn wrong_answer(reply: &Reply, kind: OpKind, extent: Extent) -> String {
         Reply::Done => "no data".to_owned(),
     };
     format!("the filter answered with {got}, op={kind} extent={extent}")
+}
+
+/// Whether a bypassed filter's error is the one that it got for its own breach.
+fn is_own(layer: &Layer, error: &Error) -> bool {
+    layer.health.get() == Health::Bypassed
+        && error.kind() == ErrorKind::FilterFault
+        && error.filter() == Some(&layer.name)
 }
 
 fn layer_fault(layer: &Layer, kind: OpKind, extent: Extent) -> Error {

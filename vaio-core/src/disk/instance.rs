@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How long recovery in a filter's `open` may take.
-const OPEN_LIMIT: std::time::Duration = std::time::Duration::from_secs(600);
+const OPEN_LIMIT: std::time::Duration = std::time::Duration::from_mins(10);
 
 /// A filter instance on the disk.
 #[derive(Debug)]

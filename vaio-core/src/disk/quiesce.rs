@@ -161,23 +161,24 @@ impl Quiesced {
 
     /// Thaws, and says whether the disk was quiesced until now.
     pub fn release(self) -> Release {
-        if self.thaw() {
+        if self.resume() {
             Release::Held
         } else {
             Release::ThawedEarly
         }
     }
 
-    fn thaw(&self) -> bool {
-        let was_held = self.shared.open(RELEASED);
-        if was_held {
+    /// Opens the gate and tells of it, unless that was done before.
+    fn resume(&self) -> bool {
+        let won = self.shared.open(RELEASED);
+        if won {
             self.shared.core.events.send(Notice::of(
                 Severity::Info,
                 EventKind::Resumed,
                 "the disk serves on",
             ));
         }
-        was_held
+        won
     }
 
     /// Whether it still holds.
@@ -188,7 +189,7 @@ impl Quiesced {
 
 impl Drop for Quiesced {
     fn drop(&mut self) {
-        self.thaw();
+        self.resume();
     }
 }
 

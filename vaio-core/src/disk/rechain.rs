@@ -227,9 +227,8 @@ impl DiskInner {
                 .with_filter(Arc::clone(&layer.name)))
         };
         match dirty {
-            DirtyDisposition::Refuse => refuse(bytes),
             DirtyDisposition::Discard { bytes_max } if bytes <= bytes_max => Ok(()),
-            DirtyDisposition::Discard { .. } => refuse(bytes),
+            DirtyDisposition::Refuse | DirtyDisposition::Discard { .. } => refuse(bytes),
             DirtyDisposition::Flush => {
                 let deadline = self.core.rt.now() + self.core.settings.lifecycle_timeout;
                 self.reach(Level::BackingDurable, deadline).await?;
@@ -285,35 +284,7 @@ impl DiskInner {
                 .await?;
         }
         self.try_without(control, at)?;
-        let is_fit = control.attached[at].layer.health.get() == Health::Active;
-        let closed_old = self.close_layer(&control.attached[at], !is_fit).await;
-        if is_fit {
-            closed_old?;
-        }
-        let old = control.attached.remove(at);
-        // Lets go of the old instance's devices before the new one opens them.
-        self.install(control)?;
-        let (old_resolved, old_settings) = (old.resolved, old.settings);
-        drop(old.layer);
-        let reason = if is_other {
-            OpenReason::Attach
-        } else {
-            OpenReason::Replace
-        };
-        let opened = self
-            .open_layer(control, resolved, settings, at, reason)
-            .await;
-        let joined = match opened {
-            Ok(opened) => self.join(control, opened, at).await,
-            Err(error) => Err(error),
-        };
-        let result = match joined {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                let old = (old_resolved, old_settings);
-                self.reopen_old(control, old, at, error).await
-            }
-        };
+        let result = self.swap_instance(control, at, resolved, settings).await;
         let recorded = self.record(control, false).await;
         if result.is_ok() {
             let layer = Arc::clone(&control.attached[at].layer);
@@ -328,6 +299,43 @@ impl DiskInner {
             before,
         );
         Ok(())
+    }
+
+    /// Closes the instance at `at` and opens another in its place; on failure the old one again.
+    async fn swap_instance(
+        self: &Arc<Self>,
+        control: &mut Control,
+        at: usize,
+        resolved: Resolved,
+        settings: crate::Settings,
+    ) -> Result<()> {
+        let is_fit = control.attached[at].layer.health.get() == Health::Active;
+        let closed = self.close_layer(&control.attached[at], !is_fit).await;
+        if is_fit {
+            closed?;
+        }
+        let old = control.attached.remove(at);
+        // Lets go of the old instance's devices before the new one opens them.
+        self.install(control)?;
+        drop(old.layer);
+        let old = (old.resolved, old.settings);
+        let is_other = old.0.descriptor.name != resolved.descriptor.name;
+        let reason = if is_other {
+            OpenReason::Attach
+        } else {
+            OpenReason::Replace
+        };
+        let opened = self
+            .open_layer(control, resolved, settings, at, reason)
+            .await;
+        let joined = match opened {
+            Ok(opened) => self.join(control, opened, at).await,
+            Err(error) => Err(error),
+        };
+        match joined {
+            Ok(()) => Ok(()),
+            Err(error) => self.reopen_old(control, old, at, error).await,
+        }
     }
 
     /// Puts an instance that was opened into the chain, or closes it again: the gate must never

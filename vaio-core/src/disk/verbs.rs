@@ -115,6 +115,9 @@ impl Prepared {
     /// # Errors
     /// What `action` says, or [`ErrorKind::TimedOut`] where the disk does not drain: aborted.
     /// An error of a filter's commit is reported, and the verb stands.
+    ///
+    /// # Panics
+    /// Never: the verb is taken once, here or by an abort, and both consume the guard.
     pub async fn commit(
         mut self,
         deadline: Instant,

@@ -1,0 +1,28 @@
+//! What an observer does wrong never becomes the guest's error.
+mod support;
+
+use support::*;
+use vaio_core::*;
+
+/// Found by the fault filter of the examples: the observer was bypassed, but the error that it got
+/// for its own forbidden operation went up as the answer to the guest's write.
+#[tokio::test]
+async fn error_for_an_observers_own_breach_does_not_reach_the_guest() {
+    let descriptor =
+        Descriptor::new("observer", "1", Class::Inspect).intercept(&[OpKind::Read, OpKind::Write]);
+    let observer = custom(descriptor, |io, next| {
+        Box::pin(async move {
+            // Its descriptor refuses prefetch.
+            let extent = io.op.extent();
+            next.submit(io.with_op(Op::Prefetch { extent })).await?;
+            next.submit(io).await
+        })
+    });
+    let disk = open(RamDisk::new(1 << 20), vec![observer]).await;
+    disk.submit(write_of(0, 7, 512))
+        .await
+        .expect("IO goes on without the observer");
+    assert_eq!(disk.state().layers[0].health, Health::Bypassed);
+    assert_eq!(events_of(&disk, EventKind::FilterLied).len(), 1);
+    assert_eq!(read_all(&disk, 0, 512).await, vec![7; 512]);
+}
