@@ -1,5 +1,14 @@
 //! What the framework does itself: zeroes by writes, discard by nothing, fua by a flush, large IO
 //! in pieces, small IO by read-modify-write.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::items_after_statements,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::wildcard_imports,
+    reason = "tests own their runtime, and may fail"
+)]
 mod support;
 
 use std::sync::{
@@ -447,6 +456,10 @@ async fn sub_block_writes_that_share_a_block_keep_each_others_bytes() {
 }
 
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "a point in a space of switches"
+)]
 struct Setup {
     native: bool,
     volatile: bool,
