@@ -161,24 +161,23 @@ impl Quiesced {
 
     /// Thaws, and says whether the disk was quiesced until now.
     pub fn release(self) -> Release {
-        if self.resume() {
+        if self.thaw() {
             Release::Held
         } else {
             Release::ThawedEarly
         }
     }
 
-    /// Opens the gate and tells of it, unless that was done before.
-    fn resume(&self) -> bool {
-        let won = self.shared.open(RELEASED);
-        if won {
+    fn thaw(&self) -> bool {
+        let was_held = self.shared.open(RELEASED);
+        if was_held {
             self.shared.core.events.send(Notice::of(
                 Severity::Info,
                 EventKind::Resumed,
                 "the disk serves on",
             ));
         }
-        won
+        was_held
     }
 
     /// Whether it still holds.
@@ -189,7 +188,7 @@ impl Quiesced {
 
 impl Drop for Quiesced {
     fn drop(&mut self) {
-        self.resume();
+        self.thaw();
     }
 }
 

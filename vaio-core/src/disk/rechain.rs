@@ -310,9 +310,9 @@ impl DiskInner {
         settings: crate::Settings,
     ) -> Result<()> {
         let is_fit = control.attached[at].layer.health.get() == Health::Active;
-        let closed = self.close_layer(&control.attached[at], !is_fit).await;
+        let closed_old = self.close_layer(&control.attached[at], !is_fit).await;
         if is_fit {
-            closed?;
+            closed_old?;
         }
         let old = control.attached.remove(at);
         // Lets go of the old instance's devices before the new one opens them.
