@@ -227,22 +227,18 @@ impl Tasks {
 
     fn blame(&self, core: &Core, filter: &Arc<str>, text: &str) {
         let mut early = lock(&self.early);
-        match self.layer.get() {
-            Some(layer) => {
-                drop(early);
-                if let Some(layer) = layer.upgrade() {
-                    layer.blame(core, EventKind::FilterPanicked, text);
-                    core.kick_all();
-                }
-            }
-            None => {
-                *early = Some(text.to_owned());
-                drop(early);
-                core.events.send(
-                    Notice::of(Severity::Error, EventKind::FilterPanicked, text)
-                        .with_filter(filter),
-                );
-            }
+        let Some(layer) = self.layer.get() else {
+            *early = Some(text.to_owned());
+            drop(early);
+            core.events.send(
+                Notice::of(Severity::Error, EventKind::FilterPanicked, text).with_filter(filter),
+            );
+            return;
+        };
+        drop(early);
+        if let Some(layer) = layer.upgrade() {
+            layer.blame(core, EventKind::FilterPanicked, text);
+            core.kick_all();
         }
     }
 

@@ -1,5 +1,14 @@
 //! Send, Sync, 'static and object safety of what an embedder holds: a change of these breaks
 //! programs, so it is made on purpose.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::items_after_statements,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::wildcard_imports,
+    reason = "tests own their runtime, and may fail"
+)]
 
 use static_assertions_by_hand::*;
 use vaio_core::*;

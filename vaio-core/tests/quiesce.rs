@@ -1,4 +1,13 @@
 //! Quiesce: what it waits for, what waits for it, and that it never lies about having held.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::items_after_statements,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::wildcard_imports,
+    reason = "tests own their runtime, and may fail"
+)]
 mod support;
 
 use std::sync::{
@@ -51,7 +60,7 @@ async fn released_in_time_says_held_and_resumes() {
 #[tokio::test(start_paused = true)]
 async fn thaw_of_any_kind_is_told_to_watchers() {
     let disk = open_with(TestDevice::native(), vec![], |limits| {
-        limits.hold_max = secs(1)
+        limits.hold_max = secs(1);
     })
     .await;
     for how in ["release", "drop", "thaw"] {
@@ -77,7 +86,7 @@ async fn thaw_of_any_kind_is_told_to_watchers() {
 #[tokio::test(start_paused = true)]
 async fn guard_held_too_long_thaws_by_itself_and_says_so() {
     let disk = open_with(TestDevice::native(), vec![], |limits| {
-        limits.hold_max = secs(7)
+        limits.hold_max = secs(7);
     })
     .await;
     let guard = disk.quiesce(Level::Drained, in_secs(5)).await.unwrap();

@@ -31,6 +31,7 @@ pub struct TokioRt {
 }
 
 impl TokioRt {
+    #[allow(clippy::new_ret_no_self, reason = "only the handle is of use")]
     pub fn new() -> Rt {
         Arc::new(Self {
             start: tokio::time::Instant::now(),

@@ -254,7 +254,7 @@ impl DirtySource for Source {
 struct Held {
     mark: DirtyMark,
     is_lost: AtomicBool,
-    lost: Arc<vaio_core::sync::Notify>,
+    lost: Arc<sync::Notify>,
 }
 
 impl HeldPoint for Held {
