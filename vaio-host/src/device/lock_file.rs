@@ -21,7 +21,7 @@ use vaio_core::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub struct LockFile {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl LockFile {
@@ -58,13 +58,23 @@ impl LockFile {
         }
         Ok(Self {
             path: path.to_owned(),
-            _file: file,
+            file,
         })
     }
 
     /// The locked path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Drop for LockFile {
+    /// Takes the note back, so that an open that is refused leaves the file as it was. The kernel
+    /// drops the lock with the file.
+    fn drop(&mut self) {
+        if let Err(cause) = self.file.set_len(0) {
+            tracing::debug!(%cause, path = %self.path.display(), "lock file keeps its note");
+        }
     }
 }
 
