@@ -1,6 +1,6 @@
 //! The command line: what can be written, and nothing of what it does.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt::Write, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vaio_core::{DirtyDisposition, FilterSpec, Level, parse_bytes, parse_duration};
@@ -331,7 +331,8 @@ pub(crate) fn filters(args: &ServeArgs) -> vaio_core::Result<Option<Vec<FilterSp
 fn exit_codes() -> String {
     let mut text = String::from("Exit codes:\n");
     for exit in Exit::ALL {
-        text.push_str(&format!("  {} {}\n", exit.code(), exit.meaning()));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {} {}", exit.code(), exit.meaning());
     }
     text.push_str("\nRUST_LOG sets what is logged to stderr (default warn,vaio::event=info).");
     text

@@ -1,5 +1,7 @@
 //! Every mistake on the command line: one clear line, the documented code, nothing made.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
 mod program;
 
 use std::{collections::BTreeMap, fs, path::Path};

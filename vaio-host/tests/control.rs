@@ -1,5 +1,7 @@
 //! The control protocol as `docs/spec/control.md` says it, against the real program.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
 mod program;
 
 use std::{

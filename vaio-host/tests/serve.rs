@@ -1,5 +1,7 @@
 //! `vaio serve` from its start to its end, with the real program and real clients.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
 mod program;
 
 use std::{

@@ -15,7 +15,7 @@ use vaio_core::{
 use super::{Shared, verbs};
 
 /// Longest time that a point is held; a quiesce has the disk's own limit.
-const POINT_MAX: Duration = Duration::from_secs(60);
+const POINT_MAX: Duration = Duration::from_mins(1);
 /// Longest time that the verb's end waits for the disk to drain.
 const COMMIT_MAX: Duration = Duration::from_secs(10);
 

@@ -49,7 +49,7 @@ const CONNECTIONS_MAX: usize = 32;
 /// Threads for calls into filters that may not come back.
 const CALL_THREADS_MAX: usize = 4;
 /// From the first signal to the end; then the process ends without waiting longer.
-const STOP_MAX: Duration = Duration::from_secs(60);
+const STOP_MAX: Duration = Duration::from_mins(1);
 /// Pause after accept failed, for instance for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 

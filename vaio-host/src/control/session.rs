@@ -22,7 +22,7 @@ use super::{
 /// Longest request, in bytes.
 pub(super) const LINE_BYTES_MAX: usize = 64 << 10;
 /// Longest wait for the next request.
-const IDLE_MAX: Duration = Duration::from_secs(600);
+const IDLE_MAX: Duration = Duration::from_mins(10);
 /// Longest wait for a reader that does not read.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 
