@@ -1,5 +1,7 @@
 //! Every way to misbehave is contained: the filter is named, what can go on goes on, what cannot
 //! fails, and another disk does not notice.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::{sync::Arc, time::Duration};
@@ -179,6 +181,7 @@ async fn holder_that_hangs_is_named_and_its_io_fails_in_time() {
     );
     names_filter(&disk, EventKind::IoStalled, "fault");
     names_filter(&disk, EventKind::IoExpired, "fault");
+    assert_eq!(disk.state().layers[0].faults, 1, "the state names it too");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,13 @@
 //! What an observer does wrong never becomes the guest's error.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::items_after_statements,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::wildcard_imports,
+    reason = "tests own their runtime, and may fail"
+)]
 mod support;
 
 use support::*;
@@ -25,4 +34,16 @@ async fn error_for_an_observers_own_breach_does_not_reach_the_guest() {
     assert_eq!(disk.state().layers[0].health, Health::Bypassed);
     assert_eq!(events_of(&disk, EventKind::FilterLied).len(), 1);
     assert_eq!(read_all(&disk, 0, 512).await, vec![7; 512]);
+}
+
+/// Found by the end-to-end fault run: the event named a filter that never answers, its state said
+/// that all was well.
+#[tokio::test(start_paused = true)]
+async fn filter_that_never_answers_is_counted_in_the_state() {
+    let descriptor = every_op("holder", Class::Qos).with_bypass(BypassSafety::Never);
+    let holder = custom(descriptor, |_io, _next| Box::pin(std::future::pending()));
+    let disk = open(RamDisk::new(1 << 20), vec![holder]).await;
+    let error = disk.submit(write_of(0, 7, 512)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert_eq!(disk.state().layers[0].faults, 1);
 }

@@ -7,6 +7,11 @@
     clippy::disallowed_methods,
     reason = "tests wait for processes and own their threads"
 )]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    reason = "small disks; a test that cannot go on fails"
+)]
 
 use std::{
     fs::File,
@@ -289,8 +294,8 @@ async fn allocation_tiles_and_tells_no_lies(device: &Device, model: &[u8]) {
     }
 }
 
-fn file_behaves(options: FileOptions, dir: TempDir) {
-    let path = image(&dir, SIZE);
+fn file_behaves(options: FileOptions, dir: &TempDir) {
+    let path = image(dir, SIZE);
     run(|rt| async move {
         let device = FileDevice::open(&path, &options, &rt).unwrap();
         if options.engine == Engine::Threads {
@@ -307,26 +312,26 @@ fn ram_disk_behaves() {
 
 #[test]
 fn file_direct_behaves() {
-    file_behaves(FileOptions::default(), tempfile::tempdir().unwrap());
+    file_behaves(FileOptions::default(), &tempfile::tempdir().unwrap());
 }
 
 #[test]
 fn file_buffered_behaves() {
     let options = FileOptions::default().with_direct(Direct::Off);
-    file_behaves(options, tempfile::tempdir().unwrap());
+    file_behaves(options, &tempfile::tempdir().unwrap());
 }
 
 #[test]
 fn file_in_4k_blocks_behaves() {
     let options = FileOptions::default().with_logical_block(4096);
-    file_behaves(options, tempfile::tempdir().unwrap());
+    file_behaves(options, &tempfile::tempdir().unwrap());
 }
 
 #[test]
 fn file_threads_behaves() {
     for direct in [Direct::Auto, Direct::Off] {
         let options = FileOptions::default().with_engine(Engine::Threads);
-        file_behaves(options.with_direct(direct), tempfile::tempdir().unwrap());
+        file_behaves(options.with_direct(direct), &tempfile::tempdir().unwrap());
     }
 }
 
@@ -336,7 +341,7 @@ fn file_on_tmpfs_behaves() {
     let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
         return;
     };
-    file_behaves(FileOptions::default(), dir);
+    file_behaves(FileOptions::default(), &dir);
 }
 
 #[test]
@@ -730,5 +735,54 @@ fn nbd_server_error_keeps_the_connection() {
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert_eq!(error.extent(), Some(Extent::new(0, 512)));
         assert_eq!(device.read(0, 512).await.unwrap(), vec![0; 512]);
+    });
+}
+
+/// Certificates as NBD tools lay them out.
+fn certificates(dir: &Path) {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = KeyPair::generate().unwrap();
+    let root = authority.self_signed(&authority_key).unwrap();
+    let issuer = Issuer::new(authority, authority_key);
+    let key = KeyPair::generate().unwrap();
+    let server = CertificateParams::new(vec!["localhost".into()]).unwrap();
+    let server = server.signed_by(&key, &issuer).unwrap();
+    let write = |name: &str, text: String| std::fs::write(dir.join(name), text).unwrap();
+    write("ca-cert.pem", root.pem());
+    write("server-cert.pem", server.pem());
+    write("server-key.pem", key.serialize_pem());
+}
+
+#[test]
+fn nbd_over_tls_behaves_and_plain_is_told_to_use_it() {
+    let (dir, wrong) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    certificates(dir.path());
+    certificates(wrong.path());
+    let option = format!("--tls-certificates={}", dir.path().display());
+    let Some(server) = nbdkit(&dir, &["--tls=require", &option, "memory", "12M"]) else {
+        return;
+    };
+    run(|rt| async move {
+        let options = FileOptions::default();
+        let plain: Spec = server.uri.parse().unwrap();
+        let error = open_spec(&plain, &options, &rt).await.unwrap_err();
+        assert!(error.to_line().contains("use nbds"), "{}", error.to_line());
+        let uri = server.uri.replace("nbd+", "nbds+");
+        let with = |dir: &TempDir| -> Spec {
+            let text = format!("{uri}&tls-certificates={}", dir.path().display());
+            text.parse().unwrap()
+        };
+        let error = open_spec(&with(&wrong), &options, &rt).await.unwrap_err();
+        assert!(error.to_line().contains("TLS"), "{}", error.to_line());
+        let bare: Spec = uri.parse().unwrap();
+        let error = open_spec(&bare, &options, &rt).await.unwrap_err();
+        assert!(
+            error.to_line().contains("tls-certificates=DIR"),
+            "{}",
+            error.to_line()
+        );
+        behaves(open_spec(&with(&dir), &options, &rt).await.unwrap(), rt).await;
     });
 }

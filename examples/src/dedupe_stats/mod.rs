@@ -2,11 +2,13 @@
 //! save, before buying one.
 //!
 //! It looks at writes as they pass, in whole blocks of 4 KiB: what was written since it was
-//! attached, not what is on the disk. Zero blocks are counted apart. Invariants: memory is
-//! bounded ([`Sketch`], and [`PENDING_BYTES_MAX`] of payloads that wait); a large write is looked
-//! at beside the IO thread, and where that falls behind, writes are skipped and counted.
+//! attached, not what is on the disk. Zero blocks are counted apart.
+//!
+//! Invariants: memory is bounded (16 KiB for the estimate, and [`PENDING_BYTES_MAX`] of payloads
+//! that wait); a large write is looked at beside the IO thread, and where that falls behind,
+//! writes are skipped and counted.
 
-pub mod sketch;
+mod sketch;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -27,7 +29,7 @@ pub const BLOCK: usize = 4096;
 /// Writes up to this size are looked at on the IO thread; a few microseconds.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Payloads that wait to be looked at, in bytes. What is beyond is skipped.
-const PENDING_BYTES_MAX: u64 = 64 << 20;
+pub const PENDING_BYTES_MAX: u64 = 64 << 20;
 
 /// What was seen so far.
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ use std::{
 use super::DiskInner;
 use crate::{
     BypassSafety, Class, Health, OnStall, RuntimeExt,
-    chain::Chain,
+    chain::{Chain, Layer},
     core::{Core, TICK},
     event::{EventKind, Notice, Severity},
     slot::{Fate, Slot},
@@ -96,17 +96,18 @@ fn look(core: &Core, chain: &Chain, slot: &Arc<Slot>) {
     if layer.is_some_and(|layer| layer.health.get() == Health::Bypassed) {
         slot.set_fate(Fate::Kicked);
         core.kick_all();
-    } else if is_late
-        && core.settings.on_stall == OnStall::Fail
-        && !slot.is_own.load(Relaxed)
-    {
-        fail(core, slot, &name, age);
+    } else if is_late && core.settings.on_stall == OnStall::Fail && !slot.is_own.load(Relaxed) {
+        fail(core, slot, layer, &name, age);
     }
 }
 
-fn fail(core: &Core, slot: &Slot, name: &Arc<str>, age: Duration) {
+fn fail(core: &Core, slot: &Slot, layer: Option<&Arc<Layer>>, name: &Arc<str>, age: Duration) {
     if slot.is_expired() {
         return;
+    }
+    if let Some(layer) = layer {
+        // Whoever looks at the state later must find the culprit, not only who reads events.
+        layer.counters.faults.fetch_add(1, Relaxed);
     }
     core.events.send(
         Notice::of(

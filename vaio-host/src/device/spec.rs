@@ -10,7 +10,12 @@
 //! of the others is written `./PATH`. TLS takes `tls-certificates=DIR` (`ca-cert.pem`, and
 //! `client-cert.pem` with `client-key.pem` where the server asks for them).
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    fmt::{self, Write as _},
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+};
 
 use vaio_core::{BlockDevice, Error, NullDisk, RamDisk, Result, Rt};
 
@@ -227,7 +232,8 @@ fn encode(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
             out.push(byte.into());
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            // Writing to a string cannot fail.
+            let _ = write!(out, "%{byte:02X}");
         }
     }
     out
