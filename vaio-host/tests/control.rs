@@ -67,6 +67,7 @@ fn keys(value: &Value) -> Vec<&str> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one answer after the other")]
 fn answers_have_the_documented_shape() {
     let (_dir, vaio, control) = serve(&["--filter", "tag:text=x"]);
     let answer = talk(&control, r#"{"v":1,"id":7,"do":"status"}"#);

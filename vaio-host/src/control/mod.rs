@@ -50,6 +50,8 @@ const CONNECTIONS_MAX: usize = 32;
 const CALL_THREADS_MAX: usize = 4;
 /// From the first signal to the end; then the process ends without waiting longer.
 const STOP_MAX: Duration = Duration::from_mins(1);
+/// Signals within this time after the first are the same wish.
+const SAME_WISH: Duration = Duration::from_secs(1);
 /// Pause after accept failed, for instance for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -255,19 +257,31 @@ async fn serve(
     }
 }
 
-/// First signal: an orderly end. Second, or no end in time: at once.
+/// First signal: an orderly end. A later one, or no end in time: at once. Signals that come
+/// together are one: a terminal or a wrapper often sends the same wish twice.
 async fn obey(signals: &mut [tokio::signal::unix::Signal; 2], stop: oneshot::Sender<()>) {
     let [terminate, interrupt] = signals;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let mut next = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    next().await;
     tracing::info!("stopping: no new connections, then flush and close");
     let _ = stop.send(());
-    tokio::select! {
-        _ = terminate.recv() => tracing::error!("second signal: ending at once; the next start recovers"),
-        _ = interrupt.recv() => tracing::error!("second signal: ending at once; the next start recovers"),
-        () = sleep(STOP_MAX) => tracing::error!(limit = ?STOP_MAX, "the disks did not close in time: ending at once; the next start recovers"),
+    let together = async {
+        loop {
+            next().await;
+        }
+    };
+    let _: Option<()> = within(SAME_WISH, together).await;
+    match within(STOP_MAX, next()).await {
+        Some(()) => tracing::error!("second signal: ending at once; the next start recovers"),
+        None => tracing::error!(
+            limit = ?STOP_MAX,
+            "the disks did not close in time: ending at once; the next start recovers"
+        ),
     }
     std::process::exit(Exit::Failed.code().into());
 }

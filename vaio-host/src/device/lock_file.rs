@@ -21,7 +21,7 @@ use vaio_core::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub struct LockFile {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl LockFile {
@@ -58,13 +58,20 @@ impl LockFile {
         }
         Ok(Self {
             path: path.to_owned(),
-            _file: file,
+            file,
         })
     }
 
     /// The locked path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Drop for LockFile {
+    /// Takes the note back, so that a start that fails changes nothing that a later one sees.
+    fn drop(&mut self) {
+        let _ = self.file.set_len(0);
     }
 }
 
