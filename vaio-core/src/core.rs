@@ -16,6 +16,7 @@ use crate::{
     gate::Gate,
     keeper::Keeper,
     slot::SlotTable,
+    state::Latest,
     stats::{Histogram, OpCounters},
     sync::{Notify, lock},
 };
@@ -114,6 +115,8 @@ pub(crate) struct Core {
     /// Whether the watcher sleeps for want of IO; whoever starts an IO wakes it.
     pub(crate) is_watch_idle: AtomicBool,
     pub(crate) watch: Notify,
+    /// Tells those who watch the state that it has changed.
+    pub(crate) published: Latest<()>,
     /// Ports to be looked at when the watcher changed a fate.
     kicks: Mutex<Vec<Weak<dyn Kick>>>,
 }
@@ -150,6 +153,7 @@ impl Core {
             closed: AtomicBool::new(false),
             is_watch_idle: AtomicBool::new(false),
             watch: Notify::default(),
+            published: Latest::new(()),
             kicks: Mutex::default(),
         })
     }

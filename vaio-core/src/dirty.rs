@@ -263,6 +263,10 @@ pub trait DirtySource: fmt::Debug + Send + Sync + 'static {
 
     /// Brings everything up to `mark` to `level`. Writes after the mark never extend it.
     ///
+    /// Called with the gate open or closed: what it waits for must not need a new
+    /// [`AttachContext::step`](crate::AttachContext::step), which a closed gate refuses. IO through
+    /// [`Lower`](crate::Lower) is admitted meanwhile.
+    ///
     /// # Cancellation
     /// Safe: dropping the future stops the wait, not the destaging. Progress is
     /// [`summary`](Self::summary).

@@ -12,6 +12,8 @@ pub(crate) struct Manifest {
     pub identity: u64,
     /// Lineage of content.
     pub generation: u64,
+    /// Number of the last open: strictly rising.
+    pub epoch: u64,
     /// Whether the disk was closed in order.
     pub clean: bool,
     /// Bytes, as seen at the top, at the last open.
@@ -33,8 +35,8 @@ impl Manifest {
 
     pub(crate) fn encode(&self) -> Bytes {
         let mut text = format!(
-            "identity={:016x}\ngeneration={}\nclean={}\ncapacity={}\n",
-            self.identity, self.generation, self.clean, self.capacity
+            "identity={:016x}\ngeneration={}\nepoch={}\nclean={}\ncapacity={}\n",
+            self.identity, self.generation, self.epoch, self.clean, self.capacity
         );
         for layer in &self.layers {
             let content = match layer.content {
@@ -62,6 +64,7 @@ impl Manifest {
         let mut manifest = Self {
             identity: 0,
             generation: 0,
+            epoch: 0,
             clean: false,
             capacity: 0,
             layers: Vec::new(),
@@ -71,6 +74,7 @@ impl Manifest {
             match key {
                 "identity" => manifest.identity = u64::from_str_radix(value, 16).ok()?,
                 "generation" => manifest.generation = value.parse().ok()?,
+                "epoch" => manifest.epoch = value.parse().ok()?,
                 "clean" => manifest.clean = value.parse().ok()?,
                 "capacity" => manifest.capacity = value.parse().ok()?,
                 "filter" => {
@@ -166,6 +170,7 @@ mod tests {
         Manifest {
             identity: 7,
             generation: 3,
+            epoch: 9,
             clean,
             capacity: 1 << 30,
             layers,

@@ -54,8 +54,9 @@ impl SidecarStore for MemorySidecar {
 
 /// The disk's exclusive lock, held from open to close. Dropping it lets go.
 pub trait DiskLock: fmt::Debug + Send + Sync + 'static {
-    /// Whether it is still held; a host that learns of its loss says `false`, and the disk is
-    /// fenced.
+    /// Whether it is still held. Asked four times a second while there is IO; after `false` the
+    /// disk does no more IO: an event says so, and every IO fails with
+    /// [`ErrorKind::Gone`].
     fn is_held(&self) -> bool;
 }
 

@@ -711,10 +711,9 @@ async fn unclean_open_flushes_every_lower_device_before_its_first_reply() {
     );
 }
 
-/// Not kept: a quiesced disk is held for a snapshot below it, and nothing may write there. A verb
-/// that flushes and swaps goes on meanwhile, and `release` still says that it held.
+/// A quiesced disk is held for a snapshot below it, and nothing may write there. A verb that
+/// flushed and swapped went on meanwhile, and `release` still said that it held.
 #[tokio::test(start_paused = true)]
-#[ignore = "design question: control verbs write below a quiesced disk"]
 async fn verb_on_a_quiesced_disk_does_not_write_below_it() {
     let toy = Toy::new("toy", Class::Cache);
     let device = TestDevice::native();
@@ -738,4 +737,16 @@ async fn verb_on_a_quiesced_disk_does_not_write_below_it() {
         !wrote || release == Release::ThawedEarly,
         "torn and not told: {detached:?}"
     );
+    assert_eq!(detached.unwrap_err().kind(), ErrorKind::Busy);
+}
+
+#[tokio::test]
+async fn close_of_a_quiesced_disk_tells_the_guard() {
+    let disk = open(RamDisk::new(1 << 20), vec![]).await;
+    let guard = disk
+        .quiesce(Level::Drained, Instant::from_nanos(5_000_000_000))
+        .await
+        .unwrap();
+    disk.close().await.unwrap();
+    assert_eq!(guard.release(), Release::ThawedEarly);
 }

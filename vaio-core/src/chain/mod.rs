@@ -143,6 +143,7 @@ impl Layer {
                 .with_next_step("replace the filter, or close the disk and open it with a good one")
             };
             core.events.send(notice.with_filter(&self.name));
+            core.published.set(());
         }
         can_bypass
     }

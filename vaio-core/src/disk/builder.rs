@@ -20,7 +20,6 @@ use crate::{
     keeper::Keeper,
     manifest::Manifest,
     sidecar::SidecarFile,
-    state::Latest,
     stats::LayerCounters,
     sync::{self, Semaphore},
 };
@@ -170,6 +169,7 @@ impl DiskBuilder {
             None => Manifest {
                 identity: core.rt.entropy(),
                 generation: 1,
+                epoch: 0,
                 clean: true,
                 capacity: device_info.capacity,
                 layers: Vec::new(),
@@ -189,15 +189,21 @@ impl DiskBuilder {
             devices: self.devices,
             sidecar,
             manifest,
-            ownership: 1,
-            lock: self.lock,
+            ownership: 0,
         };
-        start(core, control, resolved).await
+        start(core, control, resolved, self.lock).await
     }
 }
 
 /// Makes the disk, opens its filters and starts its tasks.
-async fn start(core: Arc<Core>, control: Control, resolved: Vec<Resolved>) -> Result<Disk> {
+async fn start(
+    core: Arc<Core>,
+    mut control: Control,
+    resolved: Vec<Resolved>,
+    lock: Option<Box<dyn DiskLock>>,
+) -> Result<Disk> {
+    control.manifest.epoch += 1;
+    control.ownership = control.manifest.epoch;
     let bare = Chain::new(
         Arc::clone(&core),
         Vec::new(),
@@ -210,8 +216,9 @@ async fn start(core: Arc<Core>, control: Control, resolved: Vec<Resolved>) -> Re
         epoch: AtomicU64::new(1),
         places: Mutex::default(),
         control: sync::Mutex::new(control),
+        lock: Mutex::new(lock),
+        holds: Mutex::default(),
         running: Mutex::new(Some("open")),
-        published: Latest::new(()),
         generation,
         dirty_policy: Mutex::new(DirtyPolicy::Allow),
         singles: Semaphore::new(SINGLES_MAX),
@@ -234,7 +241,7 @@ async fn start(core: Arc<Core>, control: Control, resolved: Vec<Resolved>) -> Re
         core.set_closed();
         return Err(error);
     }
-    inner.published.set(());
+    core.published.set(());
     core.events.send(Notice::of(
         Severity::Info,
         EventKind::Opened,
@@ -359,8 +366,9 @@ impl Disk {
         self.verb("close", |inner| async move {
             let mut control = inner.control.lock().await;
             *sync::lock(&inner.running) = Some("close");
+            inner.break_holds();
             let result = inner.close_stack(&mut control).await;
-            control.lock = None;
+            *sync::lock(&inner.lock) = None;
             inner.core.set_closed();
             let (severity, text) = match &result {
                 Ok(()) => (Severity::Info, "the disk is closed and clean".to_owned()),

@@ -2,6 +2,7 @@
 //! policy. They fan out over the filters that hold data.
 
 use std::{
+    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -215,6 +216,54 @@ impl Flushing {
 pub struct PointInTime {
     filter: Arc<str>,
     held: Arc<dyn HeldPoint>,
+    ended: Arc<crate::sync::Notify>,
+}
+
+impl Drop for PointInTime {
+    fn drop(&mut self) {
+        self.ended.notify_all();
+    }
+}
+
+/// Tells in an event when a filter had to let go of a point by itself.
+fn watch_held(
+    core: &Arc<crate::core::Core>,
+    filter: &Arc<str>,
+    held: &Arc<dyn HeldPoint>,
+) -> Arc<crate::sync::Notify> {
+    let ended = Arc::<crate::sync::Notify>::default();
+    let lost = held.lost();
+    let (events, filter, end) = (
+        Arc::clone(&core.events),
+        Arc::clone(filter),
+        Arc::clone(&ended),
+    );
+    core.rt.spawn(
+        "vaio-held",
+        Box::pin(async move {
+            let mut ended = std::pin::pin!(end.listen());
+            let mut lost = lost;
+            let is_lost = std::future::poll_fn(|cx| {
+                if ended.as_mut().poll(cx).is_ready() {
+                    return std::task::Poll::Ready(false);
+                }
+                lost.as_mut().poll(cx).map(|()| true)
+            })
+            .await;
+            if is_lost {
+                events.send(
+                    Notice::of(
+                        Severity::Error,
+                        EventKind::ThawedEarly,
+                        "the filter had to let go of the point that it held",
+                    )
+                    .with_filter(&filter)
+                    .with_next_step("what was copied meanwhile is torn: take the snapshot again"),
+                );
+            }
+        }),
+    );
+    ended
 }
 
 impl PointInTime {
@@ -331,7 +380,12 @@ impl Disk {
                     )
                     .with_filter(&filter),
                 );
-                return Ok(PointInTime { filter, held });
+                let ended = watch_held(&inner.core, &filter, &held);
+                return Ok(PointInTime {
+                    filter,
+                    held,
+                    ended,
+                });
             }
             Err(Error::new(
                 ErrorKind::Unsupported,
@@ -350,6 +404,7 @@ impl Disk {
     pub async fn set_dirty_policy(&self, policy: DirtyPolicy) -> Result<()> {
         self.verb("set_dirty_policy", move |inner| async move {
             let _control = inner.control.lock().await;
+            inner.refuse_while_held()?;
             let (chain, _) = inner.chain();
             let before = *lock(&inner.dirty_policy);
             let mut done: Vec<Arc<dyn DirtySource>> = Vec::new();

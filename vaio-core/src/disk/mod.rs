@@ -46,7 +46,6 @@ use crate::{
     root::{Entered, Rooted},
     sidecar::SidecarFile,
     slot::Slot,
-    state::Latest,
     stats::LayerCounters,
     sync::{self, Semaphore, lock},
 };
@@ -75,7 +74,10 @@ pub(crate) struct DiskInner {
     /// Held by the one verb that runs.
     control: sync::Mutex<Control>,
     running: Mutex<Option<&'static str>>,
-    published: Latest<()>,
+    /// Taken by whoever opened the disk; held until it is closed.
+    lock: Mutex<Option<Box<dyn crate::DiskLock>>>,
+    /// Guards of a quiesce that may still hold.
+    holds: Mutex<Vec<std::sync::Weak<quiesce::Hold>>>,
     generation: AtomicU64,
     dirty_policy: Mutex<DirtyPolicy>,
     singles: Semaphore,
@@ -94,7 +96,6 @@ struct Control {
     sidecar: SidecarFile,
     manifest: Manifest,
     ownership: u64,
-    lock: Option<Box<dyn crate::DiskLock>>,
 }
 
 impl DiskInner {
@@ -106,6 +107,13 @@ impl DiskInner {
 
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether there was a lock and it is not held any more.
+    fn is_lock_lost(&self) -> bool {
+        lock(&self.lock)
+            .as_ref()
+            .is_some_and(|lock| !lock.is_held())
     }
 
     pub(crate) fn resolve(&self, instance: u64) -> Option<(Arc<Chain>, u8)> {
@@ -135,7 +143,7 @@ impl DiskInner {
         *current = chain;
         self.epoch.fetch_add(1, Ordering::AcqRel);
         drop(current);
-        self.published.set(());
+        self.core.published.set(());
         Ok(())
     }
 
@@ -413,7 +421,7 @@ impl Disk {
         run_to_end(&self.inner.core, name, async move {
             let result = verb(Arc::clone(&inner)).await;
             *lock(&inner.running) = None;
-            inner.published.set(());
+            inner.core.published.set(());
             result.map_err(|error| error.with_disk(Arc::clone(&inner.core.name)))
         })
         .await
@@ -453,7 +461,7 @@ pub struct StateStream {
 impl StateStream {
     /// Waits for a state that is newer than the last one given. Cancel-safe.
     pub async fn next(&mut self) -> DiskState {
-        let (version, ()) = self.disk.inner.published.newer_than(self.seen).await;
+        let (version, ()) = self.disk.inner.core.published.newer_than(self.seen).await;
         self.seen = version;
         self.disk.state()
     }

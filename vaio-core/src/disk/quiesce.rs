@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -37,6 +37,28 @@ impl Drop for ClosedGate {
 }
 
 impl DiskInner {
+    /// Refuses a verb that would write below a quiesce that someone holds: what is being copied
+    /// there would be torn.
+    pub(super) fn refuse_while_held(&self) -> Result<()> {
+        let mut holds = crate::sync::lock(&self.holds);
+        holds.retain(|hold| hold.upgrade().is_some_and(|hold| hold.is_held()));
+        if holds.is_empty() {
+            return Ok(());
+        }
+        Err(self.error(
+            ErrorKind::Busy,
+            "the disk is quiesced and held, perhaps for a snapshot; release it first",
+        ))
+    }
+
+    /// Ends every hold: its guard will say so.
+    pub(super) fn break_holds(&self) {
+        let holds = std::mem::take(&mut *crate::sync::lock(&self.holds));
+        for hold in holds.iter().filter_map(Weak::upgrade) {
+            hold.open(THAWED);
+        }
+    }
+
     pub(super) fn close_gate(&self) -> ClosedGate {
         self.core.gate.close(self.core.rt.now());
         ClosedGate(Some(Arc::clone(&self.core)))
@@ -90,12 +112,11 @@ impl DiskInner {
 #[derive(Debug)]
 #[must_use = "dropping the guard thaws the disk"]
 pub struct Quiesced {
-    shared: Arc<Shared>,
+    shared: Arc<Hold>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    disk: Arc<DiskInner>,
+pub(super) struct Hold {
     core: Arc<Core>,
     state: AtomicU8,
     released: crate::sync::Notify,
@@ -105,7 +126,11 @@ const HELD: u8 = 0;
 const RELEASED: u8 = 1;
 const THAWED: u8 = 2;
 
-impl Shared {
+impl Hold {
+    fn is_held(&self) -> bool {
+        self.state.load(Ordering::Acquire) == HELD
+    }
+
     /// Opens the gate if it is still held; whoever comes first.
     fn open(&self, state: u8) -> bool {
         let won = self
@@ -115,7 +140,7 @@ impl Shared {
         if won {
             self.core.gate.open(self.core.rt.now());
             self.released.notify_all();
-            self.disk.published.set(());
+            self.core.published.set(());
         }
         won
     }
@@ -124,13 +149,13 @@ impl Shared {
 impl Quiesced {
     fn hold(disk: &Arc<DiskInner>, closed: ClosedGate, limit: Duration) -> Self {
         let core = &disk.core;
-        let shared = Arc::new(Shared {
-            disk: Arc::clone(disk),
+        let shared = Arc::new(Hold {
             core: Arc::clone(core),
             state: AtomicU8::new(HELD),
             released: crate::sync::Notify::default(),
         });
         closed.pass_on();
+        crate::sync::lock(&disk.holds).push(Arc::downgrade(&shared));
         let timer = Arc::clone(&shared);
         core.rt.spawn(
             "vaio-thaw",
@@ -182,7 +207,7 @@ impl Quiesced {
 
     /// Whether it still holds.
     pub fn is_held(&self) -> bool {
-        self.shared.state.load(Ordering::Acquire) == HELD
+        self.shared.is_held()
     }
 }
 
@@ -196,7 +221,8 @@ impl Disk {
     /// Quiesces the disk: brings data to `level` while the guest still runs, then stops
     /// admission, waits for what is in flight, and brings the rest to `level`. Guest IO waits in
     /// its ports until the guard is released, dropped, or thaws by itself after
-    /// [`hold_max`](crate::DiskSettings::hold_max).
+    /// [`hold_max`](crate::DiskSettings::hold_max). Meanwhile verbs that write below or change the
+    /// stack are refused with [`ErrorKind::Busy`]; closing the disk thaws, and the guard says so.
     ///
     /// # Errors
     /// [`ErrorKind::TimedOut`] naming what is in flight, or the error that keeps the level from
@@ -206,6 +232,7 @@ impl Disk {
             let _control = inner.control.lock().await;
             *crate::sync::lock(&inner.running) = Some("quiesce");
             if level > Level::Drained {
+                inner.refuse_while_held()?;
                 inner.reach(level, deadline).await?;
             }
             let closed = inner.close_gate();

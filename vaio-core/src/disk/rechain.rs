@@ -18,13 +18,15 @@ impl Disk {
     /// Attaches a filter: at its class's place, below those of its class.
     ///
     /// # Errors
-    /// The old stack serves on. [`ErrorKind::Config`] for an unknown filter, a setting, or a
+    /// The old stack serves on; only if the sidecar cannot be written after the filter joined, the
+    /// new one does, and the error says so. [`ErrorKind::Config`] for an unknown filter, a setting, or a
     /// stack that would be wrong; [`ErrorKind::Refused`] where the filter may not join a running
     /// disk or one with data; [`ErrorKind::TimedOut`] where the disk does not drain.
     pub async fn attach(&self, spec: FilterSpec) -> Result<()> {
         self.verb("attach", |inner| async move {
             let mut control = inner.control.lock().await;
             *lock(&inner.running) = Some("attach");
+            inner.refuse_while_held()?;
             inner.attach(&mut control, spec).await
         })
         .await
@@ -41,6 +43,7 @@ impl Disk {
         self.verb("detach", move |inner| async move {
             let mut control = inner.control.lock().await;
             *lock(&inner.running) = Some("detach");
+            inner.refuse_while_held()?;
             inner.detach(&mut control, &name, dirty).await
         })
         .await
@@ -58,6 +61,7 @@ impl Disk {
         self.verb("replace", move |inner| async move {
             let mut control = inner.control.lock().await;
             *lock(&inner.running) = Some("replace");
+            inner.refuse_while_held()?;
             inner.replace(&mut control, &name, spec).await
         })
         .await
@@ -171,7 +175,7 @@ impl DiskInner {
         if ready.is_ok() {
             ready = self.check_rechain(control, descriptor.rechain).await;
         }
-        if ready.is_ok() && descriptor.content != Content::Unchanged {
+        if ready.is_ok() && is_fit && descriptor.content != Content::Unchanged {
             ready = self.flush_chain().await;
         }
         if ready.is_ok() {

@@ -8,7 +8,7 @@ use futures::FutureExt;
 
 use super::{Control, Disk, DiskInner};
 use crate::{
-    ErrorKind, Instant, Phase, Result, Verb,
+    ErrorKind, Instant, Phase, Result, RuntimeExt, Verb,
     chain::Layer,
     event::{EventKind, Notice, Severity},
     sync::lock,
@@ -43,6 +43,7 @@ impl Disk {
         self.verb("prepare", move |inner| async move {
             let control = inner.control.lock().await;
             *lock(&inner.running) = Some(verb.name());
+            inner.refuse_while_held()?;
             let layers: Vec<_> = control
                 .attached
                 .iter()
@@ -71,6 +72,23 @@ impl Disk {
 }
 
 impl DiskInner {
+    /// Runs the caller's part of a commit: bounded, because the gate is closed meanwhile.
+    async fn act(
+        &self,
+        deadline: Instant,
+        action: impl Future<Output = Result<()>> + Send,
+    ) -> Result<()> {
+        let action = AssertUnwindSafe(action).catch_unwind();
+        match self.rt().timeout_at(deadline, action).await {
+            Some(Ok(done)) => done,
+            Some(Err(_)) => Err(self.error(ErrorKind::Internal, "the action panicked")),
+            None => Err(self.error(
+                ErrorKind::TimedOut,
+                "the action did not end in time and was dropped; look at what it left",
+            )),
+        }
+    }
+
     /// Tells a filter that a verb has happened. What it says against that is reported.
     pub(super) async fn commit_or_report(&self, layer: &Arc<Layer>, verb: &Verb) {
         if let Err(error) = self.tell(layer, verb, Phase::Commit).await {
@@ -113,7 +131,9 @@ impl Prepared {
     /// and the disk serves with the old one.
     ///
     /// # Errors
-    /// What `action` says, or [`ErrorKind::TimedOut`] where the disk does not drain: aborted.
+    /// What `action` says, or [`ErrorKind::TimedOut`] where the disk does not drain or `action`
+    /// does not end until `deadline` (it is dropped then), or [`ErrorKind::Busy`] while someone
+    /// holds the disk quiesced: aborted.
     /// An error of a filter's commit is reported, and the verb stands.
     ///
     /// # Panics
@@ -130,15 +150,14 @@ impl Prepared {
             let control = inner.control.lock().await;
             *lock(&inner.running) = Some(verb.name());
             let layers = still_there(&control, layers);
+            let held = inner.refuse_while_held();
             let closed = inner.close_gate();
-            let mut done = inner.drain_until(0, deadline).await;
+            let mut done = match held {
+                Ok(()) => inner.drain_until(0, deadline).await,
+                Err(error) => Err(error),
+            };
             if done.is_ok() {
-                done = AssertUnwindSafe(action)
-                    .catch_unwind()
-                    .await
-                    .unwrap_or_else(|_| {
-                        Err(inner.error(ErrorKind::Internal, "the action panicked"))
-                    });
+                done = inner.act(deadline, action).await;
             }
             if let Err(error) = done {
                 drop(closed);

@@ -32,6 +32,10 @@ pub(super) async fn run(disk: Weak<DiskInner>, core: Arc<Core>) {
         if core.is_closed() && busy.is_empty() {
             return;
         }
+        if disk.upgrade().is_some_and(|disk| disk.is_lock_lost()) {
+            fence_off(&core);
+            return;
+        }
         let Some(chain) = disk.upgrade().map(|disk| disk.chain().0) else {
             return;
         };
@@ -50,6 +54,19 @@ pub(super) async fn run(disk: Weak<DiskInner>, core: Arc<Core>) {
             idle = 0;
         }
     }
+}
+
+/// Someone else owns the disk now: no more IO from here.
+fn fence_off(core: &Core) {
+    core.events.send(
+        Notice::of(
+            Severity::Error,
+            EventKind::Closed,
+            "the disk's exclusive lock is lost; this process does no more IO on it",
+        )
+        .with_next_step("another owner has the disk; end this process"),
+    );
+    core.set_closed();
 }
 
 fn look(core: &Core, chain: &Chain, slot: &Arc<Slot>) {

@@ -151,7 +151,8 @@ impl FileDevice {
         let at = self.path.display();
         let now = self.info().capacity;
         let block = u64::from(self.info.logical_block);
-        if capacity < now || !capacity.is_multiple_of(block) || capacity > DeviceInfo::CAPACITY_MAX {
+        if capacity < now || !capacity.is_multiple_of(block) || capacity > DeviceInfo::CAPACITY_MAX
+        {
             return Err(Error::invalid(format!(
                 "a disk grows, by whole blocks, path={at} capacity={capacity} now={now} block={block}"
             )));

@@ -326,7 +326,9 @@ mod tests {
                 .open()
                 .await
                 .unwrap();
-            disk.submit(Io::write(0, vec![1; 4096].into())).await.unwrap();
+            disk.submit(Io::write(0, vec![1; 4096].into()))
+                .await
+                .unwrap();
             text(&[disk], 3)
         })
         .unwrap();
