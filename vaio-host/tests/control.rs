@@ -386,6 +386,16 @@ fn snapshot_holds_while_the_command_runs_and_says_so() {
 }
 
 #[test]
+fn end_while_a_snapshot_is_held_is_orderly_and_told() {
+    let (_dir, vaio, control) = serve(&[]);
+    let mut holder = Talk::new(&control);
+    holder.say(r#"{"v":1,"do":"hold"}"#);
+    assert!(holder.hear()["ok"].is_object());
+    assert_eq!(vaio.stop(), Some(0));
+    assert_eq!(holder.hear()["error"]["kind"], "gone");
+}
+
+#[test]
 fn resize_grows_the_file_and_the_disk() {
     let (dir, vaio, _control) = serve(&["--filter", "tag"]);
     let done = vaio.ask(&["resize", "a.img.control", "2M"]);

@@ -23,7 +23,7 @@ use tokio::{
     net::TcpListener,
     runtime::Builder,
     signal::unix::{SignalKind, signal},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
 };
 pub(crate) use verbs::filters as filters_json;
 
@@ -95,6 +95,8 @@ struct Shared {
     hosted: Hosted,
     heartbeat: Arc<Heartbeat>,
     started: Instant,
+    /// Becomes true when the process is to end: whoever holds a disk lets go.
+    stopping: watch::Sender<bool>,
 }
 
 /// The running control thread.
@@ -136,6 +138,7 @@ impl Control {
             hosted,
             heartbeat: Arc::default(),
             started: Instant::now(),
+            stopping: watch::Sender::new(false),
         });
         let (end, ended) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
@@ -251,15 +254,19 @@ async fn serve(
     tokio::select! {
         () = accept => {}
         () = http => {}
-        () = watch(shared) => {}
-        () = obey(&mut signals, stop) => {}
+        () = watch_io(shared) => {}
+        () = obey(&mut signals, stop, &shared.stopping) => {}
         _ = ended => {}
     }
 }
 
 /// First signal: an orderly end. A later one, or no end in time: at once. Signals that come
 /// together are one: a terminal or a wrapper often sends the same wish twice.
-async fn obey(signals: &mut [tokio::signal::unix::Signal; 2], stop: oneshot::Sender<()>) {
+async fn obey(
+    signals: &mut [tokio::signal::unix::Signal; 2],
+    stop: oneshot::Sender<()>,
+    stopping: &watch::Sender<bool>,
+) {
     let [terminate, interrupt] = signals;
     let mut next = async || {
         tokio::select! {
@@ -269,6 +276,8 @@ async fn obey(signals: &mut [tokio::signal::unix::Signal; 2], stop: oneshot::Sen
     };
     next().await;
     tracing::info!("stopping: no new connections, then flush and close");
+    stopping.send_replace(true);
+    // The IO thread is there until this one ends.
     let _ = stop.send(());
     let together = async {
         loop {
@@ -286,7 +295,7 @@ async fn obey(signals: &mut [tokio::signal::unix::Signal; 2], stop: oneshot::Sen
     std::process::exit(Exit::Failed.code().into());
 }
 
-async fn watch(shared: &Arc<Shared>) {
+async fn watch_io(shared: &Arc<Shared>) {
     let hosted = &shared.hosted;
     let disks = hosted.disks.iter().map(|one| one.disk.clone()).collect();
     let mut watchdog = Watchdog::new(Arc::clone(&hosted.rt), disks, Arc::clone(&shared.heartbeat));
