@@ -285,12 +285,13 @@ async fn obey(
         }
     };
     let _: Option<()> = within(SAME_WISH, together).await;
-    match within(STOP_MAX, next()).await {
-        Some(()) => tracing::error!("second signal: ending at once; the next start recovers"),
-        None => tracing::error!(
+    if within(STOP_MAX, next()).await.is_some() {
+        tracing::error!("second signal: ending at once; the next start recovers");
+    } else {
+        tracing::error!(
             limit = ?STOP_MAX,
             "the disks did not close in time: ending at once; the next start recovers"
-        ),
+        );
     }
     std::process::exit(Exit::Failed.code().into());
 }
