@@ -101,8 +101,8 @@ class Server:
         return self.proc.poll() is None
 
     def stop(self, sig=signal.SIGTERM):
-        """Signal, wait, return the exit code (None: it had to be killed)."""
-        if self.alive():
+        """Signal (None: it has got one), wait, return the exit code (None: it had to be killed)."""
+        if self.alive() and sig is not None:
             self.proc.send_signal(sig)
         try:
             code = self.proc.wait(STOP_TIMEOUT_S)
