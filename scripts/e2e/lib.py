@@ -76,19 +76,25 @@ def runs(name, command, timeout=120):
 class Server:
     """A server process of ours: ready when its socket answers (and, for vaio, `ready` was printed)."""
 
-    def __init__(self, argv, socket, ready=None, env=None):
-        self.argv, self.socket = [str(a) for a in argv], pathlib.Path(socket)
-        self.uri = f"nbd+unix:///?socket={socket}"
+    def __init__(self, argv, path, ready=None, env=None):
+        self.argv, self.socket = [str(a) for a in argv], pathlib.Path(path)
+        self.uri = f"nbd+unix:///?socket={path}"
         self.log = scratch / f"server-{len(_servers)}.log"
         self.out = open(self.log, "wb")
         self.proc = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.out,
                                      env={**os.environ, **(env or {})})
         _servers.append(self)
         end = time.monotonic() + START_TIMEOUT_S
-        while not (self.socket.exists() and (ready is None or ready in self.said())):
+        while not (ready in self.said() if ready else self._answers()):
             if self.proc.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"server not ready: {shlex.join(self.argv)}\n{self.said()[-2000:]}")
             time.sleep(0.005)
+
+    def _answers(self):
+        """Whether it listens. Asked of the kernel: nbdkit can die of a client that connects and leaves at once."""
+        listening = "00010000"
+        return any(line.endswith(f" {self.socket}") and line.split()[3] == listening
+                   for line in pathlib.Path("/proc/net/unix").read_text().splitlines())
 
     @property
     def pid(self):
@@ -132,9 +138,9 @@ class Vaio(Server):
     def __init__(self, disk, *args, name="vaio", program=None, env=None):
         self.program = program or VAIO_HOST
         self.control = scratch / f"{name}.control"
-        socket = scratch / f"{name}.nbd"
-        super().__init__([self.program, "serve", "--disk", disk, "--nbd", socket, "--control", self.control, *args],
-                         socket, ready="ready", env=env)
+        path = scratch / f"{name}.nbd"
+        super().__init__([self.program, "serve", "--disk", disk, "--nbd", path, "--control", self.control, *args],
+                         path, ready="ready", env=env)
 
     def ask(self, verb, *args, check=True, timeout=30):
         """`vaio VERB CONTROL ARGS`: the CompletedProcess."""
@@ -152,8 +158,8 @@ class Vaio(Server):
 
 def nbdkit(*args, name="nbdkit", env=None):
     """nbdkit in the foreground on a Unix socket in the scratch folder."""
-    socket = scratch / f"{name}.nbd"
-    return Server(["nbdkit", "-f", "-U", socket, *args], socket, env=env)
+    path = scratch / f"{name}.nbd"
+    return Server(["nbdkit", "-f", "-U", path, *args], path, env=env)
 
 
 def blank(name, size):
