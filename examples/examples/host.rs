@@ -4,6 +4,10 @@
 
 use std::process::ExitCode;
 
+// As the `vaio` program has it: cheaper at depth, and memory of a burst is given back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     vaio_host::main_with(vaio_examples::registry())
 }

@@ -1,6 +1,6 @@
 //! The command line: what can be written, and nothing of what it does.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt::Write, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vaio_core::{DirtyDisposition, FilterSpec, Level, parse_bytes, parse_duration};
@@ -331,7 +331,8 @@ pub(crate) fn filters(args: &ServeArgs) -> vaio_core::Result<Option<Vec<FilterSp
 fn exit_codes() -> String {
     let mut text = String::from("Exit codes:\n");
     for exit in Exit::ALL {
-        text.push_str(&format!("  {} {}\n", exit.code(), exit.meaning()));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {} {}", exit.code(), exit.meaning());
     }
     text.push_str("\nRUST_LOG sets what is logged to stderr (default warn,vaio::event=info).");
     text
@@ -370,7 +371,17 @@ fn first_line(error: &clap::Error) -> String {
     let words: Vec<&str> = paragraph.split_whitespace().collect();
     let line = words.join(" ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);
-    one_line(&format!("{line}; see `vaio --help`"))
+    // The program may be a vendor's, under a name of its own.
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let mut words = usage.unwrap_or("vaio").split(' ');
+    let program = words.next().unwrap_or("vaio");
+    let help = match words.next() {
+        Some(verb) if verb.chars().all(|c| c.is_ascii_lowercase()) => {
+            format!("{program} {verb} --help")
+        }
+        _ => format!("{program} --help"),
+    };
+    one_line(&format!("{line}; see `{help}`"))
 }
 
 #[cfg(test)]
@@ -406,6 +417,7 @@ mod tests {
                 "--policy",
             ),
             (&["vaio", "attach", "sock"], "FILTER"),
+            (&["vaio", "attach", "sock"], "`vaio attach --help`"),
             (&["vaio", "detach", "sock", "x", "--dirty", "burn"], "burn"),
             (&["vaio", "flush", "sock", "--to", "moon"], "moon"),
             (&["vaio", "resize", "sock", "large"], "large"),

@@ -23,9 +23,9 @@ use crate::{
 /// Longest line that a server may answer with, in bytes.
 const LINE_BYTES_MAX: u64 = 64 << 20;
 /// Longest wait for the next line, beyond what the request itself may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Longest wait for a verb that may have to recover a filter's state.
-const VERB_MAX: Duration = Duration::from_secs(660);
+const VERB_MAX: Duration = Duration::from_mins(11);
 /// Time between two views of `status --watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -45,7 +45,7 @@ pub(crate) fn run(command: Command, registry: &FilterRegistry) -> Outcome<()> {
         Command::Events(args) => events(&args.ask, args.follow),
         Command::Filters(args) => {
             let filters = match &args.control {
-                None => json!({ "filters": filters_json(registry.descriptors()) }),
+                None => json!({ "filters": filters_json(&registry.descriptors()) }),
                 Some(control) => Client::connect(control)?.ask(None, &Request::Filters {})?,
             };
             say(args.json, &filters, show::filters)
@@ -231,7 +231,8 @@ enum Line {
 /// A connection to a control socket.
 struct Client {
     reader: BufReader<UnixStream>,
-    bar: Option<show::Bar>,
+    /// Whether a line of progress stands on the terminal.
+    has_bar: bool,
 }
 
 impl Client {
@@ -250,7 +251,7 @@ impl Client {
         })?;
         let mut client = Self {
             reader: BufReader::new(stream),
-            bar: None,
+            has_bar: false,
         };
         client.patience(Some(PATIENCE))?;
         Ok(client)
@@ -290,16 +291,22 @@ impl Client {
         loop {
             match self.line()? {
                 Line::Ok(answer) => {
-                    if let Some(bar) = self.bar.take() {
-                        bar.end();
-                    }
+                    self.clear_bar();
                     return Ok(answer);
                 }
                 Line::Progress(progress) if io::stderr().is_terminal() => {
-                    self.bar.get_or_insert_default().show(&progress);
+                    eprint!("\r{}\x1b[K", show::progress(&progress));
+                    self.has_bar = true;
                 }
                 Line::Progress(_) | Line::Event(_) => {}
             }
+        }
+    }
+
+    /// Leaves the terminal as it was.
+    fn clear_bar(&mut self) {
+        if std::mem::take(&mut self.has_bar) {
+            eprint!("\r\x1b[K");
         }
     }
 
@@ -342,6 +349,7 @@ impl Client {
             )
         })?;
         if let Some(error) = value.get("error") {
+            self.clear_bar();
             return Err(failure(error));
         }
         for (kind, make) in [

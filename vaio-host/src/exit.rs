@@ -168,8 +168,8 @@ impl<T> At<T> for vaio_core::Result<T> {
 /// Which code an error gets.
 pub(crate) fn exit_of(stage: Stage, kind: ErrorKind, names_a_filter: bool) -> Exit {
     match (stage, kind) {
-        (Stage::Usage, _) => Exit::Usage,
-        (Stage::Connect, ErrorKind::TimedOut) | (_, ErrorKind::TimedOut) => Exit::TimedOut,
+        (Stage::Usage, _) | (Stage::Verb, ErrorKind::Invalid) => Exit::Usage,
+        (_, ErrorKind::TimedOut) => Exit::TimedOut,
         (Stage::Connect, _) => Exit::Control,
         (_, ErrorKind::Busy | ErrorKind::Fenced) => Exit::Busy,
         (_, ErrorKind::Refused) | (Stage::Filter, _) => Exit::Filter,
@@ -178,7 +178,6 @@ pub(crate) fn exit_of(stage: Stage, kind: ErrorKind, names_a_filter: bool) -> Ex
         (Stage::Verb, ErrorKind::Config | ErrorKind::FilterFault | ErrorKind::Unsupported) => {
             Exit::Filter
         }
-        (Stage::Verb, ErrorKind::Invalid) => Exit::Usage,
         (Stage::Verb | Stage::Serve, _) => Exit::Failed,
     }
 }

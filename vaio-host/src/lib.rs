@@ -47,11 +47,11 @@ pub use sidecar_file::SidecarFileStore;
 
 /// The `vaio` program with these filters, on the process's arguments.
 pub fn main_with(registry: FilterRegistry) -> ExitCode {
-    ExitCode::from(run(std::env::args_os(), &registry).code())
+    ExitCode::from(run(std::env::args_os(), registry).code())
 }
 
 /// The same on given arguments, the program's name first. Prints to stdout and stderr.
-pub fn run(args: impl IntoIterator<Item = OsString>, registry: &FilterRegistry) -> Exit {
+pub fn run(args: impl IntoIterator<Item = OsString>, registry: FilterRegistry) -> Exit {
     let command = match cli::parse(args) {
         Ok(cli) => cli.command,
         Err(Parsed::Help(text)) => {
@@ -72,12 +72,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>, registry: &FilterRegistry) 
     }
 }
 
-fn execute(command: Command, registry: &FilterRegistry) -> Outcome<()> {
+fn execute(command: Command, registry: FilterRegistry) -> Outcome<()> {
     match command {
         Command::Serve(args) => {
             log::start();
             serve::run(&args, registry)
         }
-        other => client::run(other, registry),
+        other => client::run(other, &registry),
     }
 }

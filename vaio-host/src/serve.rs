@@ -15,7 +15,7 @@ use crate::{
     cli::ServeArgs,
     control::{Control, Hosted, HostedDisk},
     exit::{At, Failure, Outcome, Stage},
-    nbd::{Export, Server, ServerSettings},
+    nbd::{Export, Server, ServerSettings, TlsServer},
     plan::{Listen, Plan},
     ready,
     runtime::HostRuntime,
@@ -27,16 +27,15 @@ use crate::{
 ///
 /// # Errors
 /// What kept it from starting, or a disk from being closed clean.
-pub(crate) fn run(args: &ServeArgs, registry: &FilterRegistry) -> Outcome<()> {
-    let plan = Plan::new(args, registry)?;
-    HostRuntime::run(|rt| serve(plan, registry.clone(), rt)).at(Stage::Serve)?
+pub(crate) fn run(args: &ServeArgs, registry: FilterRegistry) -> Outcome<()> {
+    let plan = Plan::new(args, &registry)?;
+    HostRuntime::run(|rt| serve(plan, registry, rt)).at(Stage::Serve)?
 }
 
 async fn serve(mut plan: Plan, registry: FilterRegistry, rt: Rt) -> Outcome<()> {
     let mut made = Made::default();
     if let Some(folder) = &plan.folder {
-        made.make(folder, |folder| make_folder(folder))
-            .at(Stage::Disk)?;
+        made.make(folder, make_folder).at(Stage::Disk)?;
     }
     let mut disks = Vec::with_capacity(plan.disks.len());
     let started = start(&mut plan, &registry, &rt, &mut disks, &mut made).await;
@@ -117,9 +116,7 @@ fn server(plan: &mut Plan, disks: &[Disk]) -> Outcome<Server> {
         .zip(disks)
         .map(|(plan, disk)| Export::new(plan.name.as_str(), disk.clone()))
         .collect();
-    let mut settings = ServerSettings::default();
-    settings.tls_required = plan.tls.is_some();
-    settings.tls.clone_from(&plan.tls);
+    let settings = settings(plan.tls.clone());
     let mut server = Server::new(exports, settings).at(Stage::Disk)?;
     for listen in &mut plan.listen {
         match listen {
@@ -133,6 +130,18 @@ fn server(plan: &mut Plan, disks: &[Disk]) -> Outcome<Server> {
         .at(Stage::Disk)?;
     }
     Ok(server)
+}
+
+#[expect(
+    clippy::field_reassign_with_default,
+    reason = "the struct may get fields, so it has no literal outside its module"
+)]
+fn settings(tls: Option<TlsServer>) -> ServerSettings {
+    let mut settings = ServerSettings::default();
+    // A certificate that a client could do without would protect no one.
+    settings.tls_required = tls.is_some();
+    settings.tls = tls;
+    settings
 }
 
 /// Closes every disk, flushed and clean; returns the first error.

@@ -256,10 +256,16 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         fs::write(at("old"), "x").unwrap();
         let mut made = Made::default();
-        let write = |path: &Path| Ok(fs::write(path, "x").unwrap());
+        let write = |path: &Path| {
+            fs::write(path, "x").unwrap();
+            Ok(())
+        };
         made.make(&at("old"), write).unwrap();
-        made.make(&at("folder"), |path| Ok(fs::create_dir(path).unwrap()))
-            .unwrap();
+        made.make(&at("folder"), |path| {
+            fs::create_dir(path).unwrap();
+            Ok(())
+        })
+        .unwrap();
         made.make(&at("new"), write).unwrap();
         drop(made);
         assert!(at("old").exists() && !at("folder").exists() && !at("new").exists());

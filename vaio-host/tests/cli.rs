@@ -1,5 +1,7 @@
 //! Every mistake on the command line: one clear line, the documented code, nothing made.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
 mod program;
 
 use std::{collections::BTreeMap, fs, path::Path};
@@ -26,6 +28,7 @@ fn listing(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn every_mistake_is_one_line_with_its_code_and_changes_nothing() {
     let dir = folder();
     for (name, size) in [

@@ -1,5 +1,7 @@
 //! The control protocol as `docs/spec/control.md` says it, against the real program.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
 mod program;
 
 use std::{
@@ -65,6 +67,7 @@ fn keys(value: &Value) -> Vec<&str> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one answer after the other")]
 fn answers_have_the_documented_shape() {
     let (_dir, vaio, control) = serve(&["--filter", "tag:text=x"]);
     let answer = talk(&control, r#"{"v":1,"id":7,"do":"status"}"#);
@@ -380,6 +383,16 @@ fn snapshot_holds_while_the_command_runs_and_says_so() {
     });
     let events = stdout(&vaio.ask(&["events", "a.img.control"]));
     assert!(events.contains("verb_aborted"), "{events}");
+}
+
+#[test]
+fn end_while_a_snapshot_is_held_is_orderly_and_told() {
+    let (_dir, vaio, control) = serve(&[]);
+    let mut holder = Talk::new(&control);
+    holder.say(r#"{"v":1,"do":"hold"}"#);
+    assert!(holder.hear()["ok"].is_object());
+    assert_eq!(vaio.stop(), Some(0));
+    assert_eq!(holder.hear()["error"]["kind"], "gone");
 }
 
 #[test]

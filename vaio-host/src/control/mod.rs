@@ -23,7 +23,7 @@ use tokio::{
     net::TcpListener,
     runtime::Builder,
     signal::unix::{SignalKind, signal},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
 };
 pub(crate) use verbs::filters as filters_json;
 
@@ -49,7 +49,9 @@ const CONNECTIONS_MAX: usize = 32;
 /// Threads for calls into filters that may not come back.
 const CALL_THREADS_MAX: usize = 4;
 /// From the first signal to the end; then the process ends without waiting longer.
-const STOP_MAX: Duration = Duration::from_secs(60);
+const STOP_MAX: Duration = Duration::from_mins(1);
+/// Signals within this time after the first are the same wish.
+const SAME_WISH: Duration = Duration::from_secs(1);
 /// Pause after accept failed, for instance for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -93,6 +95,8 @@ struct Shared {
     hosted: Hosted,
     heartbeat: Arc<Heartbeat>,
     started: Instant,
+    /// Becomes true when the process is to end: whoever holds a disk lets go.
+    stopping: watch::Sender<bool>,
 }
 
 /// The running control thread.
@@ -134,6 +138,7 @@ impl Control {
             hosted,
             heartbeat: Arc::default(),
             started: Instant::now(),
+            stopping: watch::Sender::new(false),
         });
         let (end, ended) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
@@ -249,30 +254,49 @@ async fn serve(
     tokio::select! {
         () = accept => {}
         () = http => {}
-        () = watch(shared) => {}
-        () = obey(&mut signals, stop) => {}
+        () = watch_io(shared) => {}
+        () = obey(&mut signals, stop, &shared.stopping) => {}
         _ = ended => {}
     }
 }
 
-/// First signal: an orderly end. Second, or no end in time: at once.
-async fn obey(signals: &mut [tokio::signal::unix::Signal; 2], stop: oneshot::Sender<()>) {
+/// First signal: an orderly end. A later one, or no end in time: at once. Signals that come
+/// together are one: a terminal or a wrapper often sends the same wish twice.
+async fn obey(
+    signals: &mut [tokio::signal::unix::Signal; 2],
+    stop: oneshot::Sender<()>,
+    stopping: &watch::Sender<bool>,
+) {
     let [terminate, interrupt] = signals;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let mut next = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    next().await;
     tracing::info!("stopping: no new connections, then flush and close");
+    stopping.send_replace(true);
+    // The IO thread is there until this one ends.
     let _ = stop.send(());
-    tokio::select! {
-        _ = terminate.recv() => tracing::error!("second signal: ending at once; the next start recovers"),
-        _ = interrupt.recv() => tracing::error!("second signal: ending at once; the next start recovers"),
-        () = sleep(STOP_MAX) => tracing::error!(limit = ?STOP_MAX, "the disks did not close in time: ending at once; the next start recovers"),
+    let together = async {
+        loop {
+            next().await;
+        }
+    };
+    let _: Option<()> = within(SAME_WISH, together).await;
+    if within(STOP_MAX, next()).await.is_some() {
+        tracing::error!("second signal: ending at once; the next start recovers");
+    } else {
+        tracing::error!(
+            limit = ?STOP_MAX,
+            "the disks did not close in time: ending at once; the next start recovers"
+        );
     }
     std::process::exit(Exit::Failed.code().into());
 }
 
-async fn watch(shared: &Arc<Shared>) {
+async fn watch_io(shared: &Arc<Shared>) {
     let hosted = &shared.hosted;
     let disks = hosted.disks.iter().map(|one| one.disk.clone()).collect();
     let mut watchdog = Watchdog::new(Arc::clone(&hosted.rt), disks, Arc::clone(&shared.heartbeat));

@@ -169,7 +169,7 @@ impl From<DirtyDisposition> for DirtyText {
 }
 
 /// Longest wait that a request may ask for.
-const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 
 /// A request's time-out, limited.
 pub(super) fn timeout(ms: u64) -> Duration {

@@ -10,7 +10,7 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
-use vaio_core::{Error, Result};
+use vaio_core::{Error, ErrorKind, Result};
 
 use super::{
     PROTOCOL_VERSION, Shared,
@@ -22,7 +22,7 @@ use super::{
 /// Longest request, in bytes.
 pub(super) const LINE_BYTES_MAX: usize = 64 << 10;
 /// Longest wait for the next request.
-const IDLE_MAX: Duration = Duration::from_secs(600);
+const IDLE_MAX: Duration = Duration::from_mins(10);
 /// Longest wait for a reader that does not read.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 
@@ -47,7 +47,7 @@ pub(super) async fn serve(stream: UnixStream, shared: &Shared) {
 /// Tells a connection beyond the limit.
 pub(super) fn refuse(stream: &UnixStream) {
     let error = Error::new(
-        vaio_core::ErrorKind::Busy,
+        ErrorKind::Busy,
         format!(
             "too many control connections: close one, connections_max={}",
             super::CONNECTIONS_MAX
@@ -110,9 +110,13 @@ fn error_line(id: &Value, error: &Error) -> String {
 impl Session {
     async fn run(&mut self, shared: &Shared) -> Result<(), Broken> {
         loop {
-            let line = within(IDLE_MAX, read_line(&mut self.reader))
-                .await
-                .ok_or(Broken)?;
+            let line = tokio::select! {
+                line = within(IDLE_MAX, read_line(&mut self.reader)) => Some(line.ok_or(Broken)?),
+                () = stopping(shared), if self.hold.is_some() => None,
+            };
+            let Some(line) = line else {
+                return self.let_go().await;
+            };
             let line = match line {
                 Line::Whole(line) => line,
                 Line::End => return Ok(()),
@@ -134,6 +138,16 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// The process is to end, and its disks cannot be closed while one is held.
+    async fn let_go(&mut self) -> Result<(), Broken> {
+        if let Some(hold) = self.hold.take() {
+            hold.abort().await;
+        }
+        self.out.id = Value::Null;
+        let text = "the program is ending and let go, so the snapshot is torn: take it again";
+        self.out.error(&Error::new(ErrorKind::Gone, text)).await
     }
 
     async fn answer(
@@ -183,6 +197,12 @@ impl Session {
             Err(error) => self.out.error(&error).await,
         }
     }
+}
+
+/// Resolves when the process is to end.
+async fn stopping(shared: &Shared) {
+    // The sender is in what we borrow.
+    let _ = shared.stopping.subscribe().wait_for(|is| *is).await;
 }
 
 /// Resolves when the peer closes or speaks.

@@ -72,10 +72,6 @@ async fn ask<T: Send + 'static>(
     shared: &Shared,
     question: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the control thread owns its runtime"
-    )]
     let asked = tokio::task::spawn_blocking(question);
     match within(ASK_MAX, asked).await {
         Some(Ok(answer)) => Ok(answer),
@@ -131,7 +127,7 @@ pub(super) async fn answer(shared: &Shared, name: Option<&str>, request: Request
             let stats = ask(shared, move || disks.iter().map(stats).collect::<Vec<_>>()).await?;
             Ok(json!({ "disks": stats }))
         }
-        Request::Filters {} => Ok(json!({ "filters": filters(hosted.registry.descriptors()) })),
+        Request::Filters {} => Ok(json!({ "filters": filters(&hosted.registry.descriptors()) })),
         Request::Stack {} => {
             let mut disks = Vec::new();
             for one in chosen(hosted, name)? {
@@ -249,7 +245,7 @@ fn dirty(disk: &Disk, level: Level) -> Value {
 }
 
 /// Descriptors as JSON.
-pub(crate) fn filters(descriptors: Vec<Descriptor>) -> Value {
+pub(crate) fn filters(descriptors: &[Descriptor]) -> Value {
     descriptors.iter().map(to_json).collect()
 }
 

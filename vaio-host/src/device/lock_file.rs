@@ -69,12 +69,9 @@ impl LockFile {
 }
 
 impl Drop for LockFile {
-    /// Takes the note back, so that an open that is refused leaves the file as it was. The kernel
-    /// drops the lock with the file.
+    /// Takes the note back, so that a start that fails changes nothing that a later one sees.
     fn drop(&mut self) {
-        if let Err(cause) = self.file.set_len(0) {
-            tracing::debug!(%cause, path = %self.path.display(), "lock file keeps its note");
-        }
+        let _ = self.file.set_len(0);
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
 /// Aligned to what any device may ask of its memory, in bytes.
 const POOL_ALIGN: usize = 4096;
 /// Unused payload buffers that a server keeps, in bytes.
-const POOL_HELD_MAX: usize = 8 << 20;
+const POOL_HELD_MAX: usize = 1 << 20;
 /// Connections beyond the limit that are told so at one time; further ones are closed unheard.
 const REFUSALS_MAX: usize = 8;
 /// Pause after accept failed, for instance for want of file descriptors.

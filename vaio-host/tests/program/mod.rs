@@ -69,7 +69,7 @@ pub(crate) fn vendor_main() {
         return;
     };
     let args = std::iter::once("vaio").chain(args.lines()).map(Into::into);
-    let exit = vaio_host::run(args, &filters::registry());
+    let exit = vaio_host::run(args, filters::registry());
     std::process::exit(exit.code().into());
 }
 
