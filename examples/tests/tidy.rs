@@ -46,8 +46,11 @@ const HOST_SIDE: [&str; 8] = [
     "DiskBuilder",
 ];
 
-/// The one file where the keyword that `unsafe_code = "deny"` is about may appear.
+/// The one file that ships where the keyword that `unsafe_code = "deny"` is about may appear.
 const URING: &str = "vaio-host/src/device/uring.rs";
+
+/// And the one that does not: a bench that counts allocations has an allocator of its own.
+const COUNTING: &str = "vaio-core/benches/dispatch.rs";
 
 /// Package, what it may depend on, and what its tests may use in addition.
 const LAYERS: [(&str, &[&str], &[&str]); 5] = [
@@ -149,7 +152,8 @@ fn forbidden_words(file: &File) -> Vec<String> {
         if macros.iter().any(|word| line.contains(word)) {
             bad.push(format!("{}:{at}: {}", file.path, line.trim()));
         }
-        if has_word(line, concat!("un", "safe")) && file.path != URING {
+        if has_word(line, concat!("un", "safe")) && ![URING, COUNTING].contains(&file.path.as_str())
+        {
             bad.push(format!("{}:{at}: {}", file.path, line.trim()));
         }
     }
