@@ -16,7 +16,8 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    AllocationMap, BlockDevice, DeviceInfo, Error, ErrorKind, Extent, Io, OpenReason, Origin,
+    AllocationMap, BlockDevice, DeviceInfo, Disposition, Error, ErrorKind, Extent, Io, OpPolicy,
+    OpenReason, Origin,
     Reply, Result, Rt, Settings, Sidecar,
     chain::{Chain, IoCx, Layer, panic_text},
     core::Core,
@@ -204,7 +205,9 @@ pub(crate) struct Tasks {
     is_stopping: AtomicBool,
     is_killed: AtomicBool,
     changed: Notify,
-    pub(crate) layer: OnceLock<Weak<Layer>>,
+    layer: OnceLock<Weak<Layer>>,
+    /// A panic from before the instance had a layer.
+    early: Mutex<Option<String>>,
 }
 
 impl Tasks {
@@ -224,14 +227,36 @@ impl Tasks {
     }
 
     fn blame(&self, core: &Core, filter: &Arc<str>, text: &str) {
-        match self.layer.get().and_then(Weak::upgrade) {
+        let mut early = lock(&self.early);
+        match self.layer.get() {
             Some(layer) => {
-                layer.blame(core, EventKind::FilterPanicked, text);
-                core.kick_all();
+                drop(early);
+                if let Some(layer) = layer.upgrade() {
+                    layer.blame(core, EventKind::FilterPanicked, text);
+                    core.kick_all();
+                }
             }
-            None => core.events.send(
-                Notice::of(Severity::Error, EventKind::FilterPanicked, text).with_filter(filter),
-            ),
+            None => {
+                *early = Some(text.to_owned());
+                drop(early);
+                core.events.send(
+                    Notice::of(Severity::Error, EventKind::FilterPanicked, text)
+                        .with_filter(filter),
+                );
+            }
+        }
+    }
+
+    /// The instance is open: from now on its tasks' faults are the layer's, and so is one that
+    /// came before.
+    pub(crate) fn belong_to(&self, core: &Core, layer: &Arc<Layer>) {
+        let early = {
+            let mut early = lock(&self.early);
+            let _ = self.layer.set(Arc::downgrade(layer));
+            early.take()
+        };
+        if let Some(text) = early {
+            layer.blame(core, EventKind::FilterPanicked, &text);
         }
     }
 
@@ -273,6 +298,7 @@ struct LowerInner {
     disk: Weak<DiskInner>,
     instance: u64,
     name: Arc<str>,
+    ops: OpPolicy,
     turns: Semaphore,
     free: Mutex<Vec<Arc<Slot>>>,
 }
@@ -283,11 +309,13 @@ impl Lower {
         instance: u64,
         name: Arc<str>,
         reserved_slots: u16,
+        ops: OpPolicy,
     ) -> Self {
         Self(Arc::new(LowerInner {
             disk: Arc::downgrade(disk),
             instance,
             name,
+            ops,
             turns: Semaphore::new(reserved_slots.into()),
             free: Mutex::default(),
         }))
@@ -301,6 +329,24 @@ impl Lower {
         let disk = self.0.disk.upgrade().ok_or_else(gone)?;
         let (chain, level) = disk.resolve(self.0.instance).ok_or_else(gone)?;
         Ok((disk, chain, level))
+    }
+
+    /// What is wrong with an IO of a filter that is being opened: its hop has no filter to blame
+    /// yet.
+    fn misfit(&self, chain: &Chain, io: &Io) -> Option<Error> {
+        let (kind, extent) = (io.op.kind(), io.op.extent());
+        let what = if self.0.ops.of(kind) == Disposition::Refuse {
+            Some("an operation that its descriptor refuses")
+        } else {
+            chain.misfit(kind, extent)
+        };
+        what.map(|what| {
+            let text = format!("the filter sent down {what} while it was opened");
+            Error::new(ErrorKind::FilterFault, text)
+                .with_op(kind)
+                .with_extent(extent)
+                .with_filter(Arc::clone(&self.0.name))
+        })
     }
 
     fn take_slot(&self, core: &Core) -> Arc<Slot> {
@@ -347,6 +393,11 @@ impl BlockDevice for Lower {
             && Extent::checked(*offset, data.len() as u64).is_none()
         {
             return Err(Error::invalid("write overflows").with_filter(Arc::clone(&self.0.name)));
+        }
+        if level == 0
+            && let Some(what) = self.misfit(&chain, &io)
+        {
+            return Err(what);
         }
         let slot = self.take_slot(&core);
         let cx = IoCx {

@@ -4,12 +4,12 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
 };
 
 use crate::{
-    BoxFuture, Error, ErrorKind, Extent, Io, OpKind, Reply, Result,
+    BoxFuture, Error, ErrorKind, Extent, Io, OpKind, Origin, Reply, Result,
     chain::{IoCx, Next},
     core::Core,
     keeper::{Keeper, Orphan},
@@ -61,6 +61,9 @@ impl Rooted {
         let core = &entered.0;
         let tick = core.tick.load(std::sync::atomic::Ordering::Relaxed);
         cx.slot.start(io.id, kind, extent, tick, false);
+        let is_own = level > 0 || io.origin == Origin::Filter;
+        cx.slot.is_own.store(is_own, Relaxed);
+        cx.slot.is_part.store(cx.chain.is_part, Relaxed);
         core.wake_watch();
         let slot = Arc::clone(&cx.slot);
         let future = Some(launch(cx, level, io));

@@ -54,6 +54,10 @@ pub(crate) struct Slot {
     pub(crate) is_reported: AtomicBool,
     /// Whether this IO is timed.
     pub(crate) is_sampled: AtomicBool,
+    /// A filter's own IO: reported when it stalls, and never failed for it.
+    pub(crate) is_own: AtomicBool,
+    /// In a chain whose levels are not the disk's: `at` names nothing there.
+    pub(crate) is_part: AtomicBool,
     id: AtomicU64,
     offset: AtomicU64,
     len: AtomicU64,

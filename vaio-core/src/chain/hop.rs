@@ -484,11 +484,15 @@ impl<'a> Submit<'a> {
             Some(layer) => {
                 layer.blame(core, EventKind::FilterPanicked, text);
             }
-            None => core.events.send(Notice::of(
-                Severity::Error,
-                EventKind::FilterPanicked,
-                text.replace("the filter", "the device"),
-            )),
+            None => {
+                let text = text.replace("the filter", "the device");
+                core.events.send(Notice::of(
+                    Severity::Error,
+                    EventKind::FilterPanicked,
+                    text.clone(),
+                ));
+                return self.fault(&text, context);
+            }
         }
         self.fault(text, context)
     }

@@ -170,6 +170,8 @@ pub(crate) struct Chain {
     pub(crate) layers: Box<[Arc<Layer>]>,
     pub(crate) device: Arc<dyn BlockDevice>,
     pub(crate) device_counters: Arc<LayerCounters>,
+    /// Only what is below a filter that is being opened: its levels are not those of the disk.
+    pub(crate) is_part: bool,
     pub(crate) levels: Box<[Level]>,
 }
 
@@ -191,6 +193,7 @@ impl Chain {
             layers: layers.into(),
             device,
             device_counters,
+            is_part: false,
             levels,
         })
     }
@@ -198,6 +201,11 @@ impl Chain {
     /// What the disk looks like to whoever submits into `level`.
     pub(crate) fn info(&self, level: usize) -> &DeviceInfo {
         &self.levels[level].info
+    }
+
+    /// What is wrong with an extent submitted into the top, if anything.
+    pub(crate) fn misfit(&self, kind: crate::OpKind, extent: Extent) -> Option<&'static str> {
+        self.levels[0].misfit(kind, extent)
     }
 
     /// What is known of the allocation, as seen by whoever submits into `level`.
@@ -212,8 +220,14 @@ impl Chain {
         }
         let mut map = self.device.allocation(range).await?;
         for layer in self.layers[level.into()..].iter().rev() {
-            if layer.health.get() != Health::Active {
-                continue;
+            match layer.health.get() {
+                Health::Active => {}
+                Health::Bypassed => continue,
+                Health::Faulted => {
+                    // What is above it is not what is below it, and no one can say.
+                    map = AllocationMap::uniform(range, crate::Allocation::Data);
+                    continue;
+                }
             }
             let above = catch_unwind(AssertUnwindSafe(|| layer.filter.allocation(map.clone())));
             map = match above {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Disk, DiskInner, run_to_end};
+use super::{Disk, DiskInner, contained::Contained, run_to_end};
 use crate::{
     Class, DirtyMap, DirtyMark, DirtyPolicy, DirtySource, DirtySummary, Error, ErrorKind, Extent,
     FlushProgress, HeldPoint, Instant, Io, Level, Release, Result, RuntimeExt,
@@ -24,7 +24,7 @@ fn sources(chain: &Chain) -> Vec<(Arc<str>, Class, Arc<dyn DirtySource>)> {
     let layers = chain.layers.iter();
     layers
         .filter_map(|layer| {
-            let source = layer.filter.dirty()?;
+            let source = Contained::of(&chain.core, layer)?;
             Some((Arc::clone(&layer.name), layer.descriptor.class, source))
         })
         .collect()
@@ -47,8 +47,11 @@ impl DiskInner {
             .map(drop)
     }
 
-    /// Brings everything that is acknowledged now to `level`, until `deadline`.
+    /// Brings everything that is acknowledged now to `level`, until `deadline`. Counted: with the
+    /// gate closed a filter's destaging is admitted for as long as this runs.
     pub(super) async fn reach(self: &Arc<Self>, level: Level, deadline: Instant) -> Result<()> {
+        self.core.gate.enter_always();
+        let _entered = Entered(Arc::clone(&self.core));
         let job = self.bring_to(level, self.marks());
         let rt = Arc::clone(self.rt());
         match rt.timeout_at(deadline, job).await {
@@ -95,11 +98,15 @@ impl DiskInner {
         if level == Level::CacheDurable {
             return Ok(());
         }
+        let mut is_lowest_yet = true;
         for (name, class, source, mark) in marks {
             // A replica's lag does not keep data from the backing.
             if class == Class::Replicate && level < Level::ReplicaDurable {
                 continue;
             }
+            // What a source above has just brought down came after the mark that was taken.
+            let mark = if is_lowest_yet { mark } else { source.mark() };
+            is_lowest_yet = false;
             source
                 .flush_to(mark, level)
                 .await

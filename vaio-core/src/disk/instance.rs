@@ -63,6 +63,7 @@ impl DiskInner {
                     how.instance,
                     Arc::clone(&name),
                     resolved.descriptor.needs.reserved_slots,
+                    resolved.descriptor.ops,
                 ),
                 tasks: Arc::clone(&how.tasks),
                 filter: name,
@@ -75,12 +76,13 @@ impl DiskInner {
             .iter()
             .map(|one| Arc::clone(&one.layer))
             .collect();
-        let chain = Chain::new(
+        let mut chain = Chain::new(
             Arc::clone(&self.core),
             layers,
             Arc::clone(&control.device),
             Arc::clone(&control.device_counters),
         )?;
+        chain.is_part = true;
         Ok(Arc::new(chain))
     }
 
@@ -126,7 +128,7 @@ impl DiskInner {
             .await;
         match opened {
             Ok(layer) => {
-                let _ = how.tasks.layer.set(Arc::downgrade(&layer));
+                how.tasks.belong_to(&self.core, &layer);
                 let Opening {
                     tasks, instance, ..
                 } = how;

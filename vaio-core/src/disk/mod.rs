@@ -3,9 +3,10 @@
 //!
 //! `mod` what it is · `builder` open · `instance` one filter's life · `rechain` attach, detach,
 //! replace · `verbs` snapshot, resize and others · `quiesce` · `durability` flush and hold ·
-//! `watch` the stall ladder.
+//! `contained` a panic in a source of dirty data · `watch` the stall ladder.
 
 mod builder;
+mod contained;
 mod durability;
 mod instance;
 mod quiesce;

@@ -61,8 +61,13 @@ fn look(core: &Core, chain: &Chain, slot: &Arc<Slot>) {
         return;
     }
     let at = slot.at.load(Relaxed).checked_sub(1);
-    let layer = at.and_then(|at| chain.layers.get(usize::from(at)));
-    let name = at.map_or_else(|| Arc::from("port"), |at| chain.name_of(at));
+    let (layer, name) = if slot.is_part.load(Relaxed) {
+        (None, Arc::from("below"))
+    } else {
+        let layer = at.and_then(|at| chain.layers.get(usize::from(at)));
+        let name = at.map_or_else(|| Arc::from("port"), |at| chain.name_of(at));
+        (layer, name)
+    };
     if !slot.is_reported.swap(true, AcqRel) {
         core.events.send(
             Notice::of(
@@ -91,7 +96,10 @@ fn look(core: &Core, chain: &Chain, slot: &Arc<Slot>) {
     if layer.is_some_and(|layer| layer.health.get() == Health::Bypassed) {
         slot.set_fate(Fate::Kicked);
         core.kick_all();
-    } else if is_late && core.settings.on_stall == OnStall::Fail {
+    } else if is_late
+        && core.settings.on_stall == OnStall::Fail
+        && !slot.is_own.load(Relaxed)
+    {
         fail(core, slot, &name, age);
     }
 }
