@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::OpKind;
+use crate::{OpKind, tally::Tally};
 
 /// One IO in this many is timed, layer by layer.
 pub const SAMPLE_EVERY: u64 = 64;
@@ -124,7 +124,7 @@ pub struct Quantiles {
 /// Counters of one layer of a chain.
 #[derive(Debug, Default)]
 pub(crate) struct LayerCounters {
-    pub(crate) ios: [AtomicU64; OpKind::COUNT],
+    pub(crate) ios: Tally,
     pub(crate) errors: AtomicU64,
     pub(crate) faults: AtomicU64,
     pub(crate) total: Histogram,
@@ -141,7 +141,7 @@ impl LayerCounters {
         LayerStats {
             name,
             ios: OpKind::ALL
-                .map(|kind| (kind, self.ios[kind as usize].load(Relaxed)))
+                .map(|kind| (kind, self.ios.of(kind)))
                 .to_vec(),
             errors: self.errors.load(Relaxed),
             faults: self.faults.load(Relaxed),

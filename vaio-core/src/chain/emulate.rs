@@ -199,12 +199,7 @@ async fn part(
         chain: Arc::clone(&whole.chain),
         slot,
     };
-    let next = Next {
-        cx: &cx,
-        level: rule.to,
-        caller,
-        path: Path::Root,
-    };
+    let next = Next::new(&cx, rule.to, caller, Path::Root);
     Submit::past_fence(next, io, site).await
 }
 

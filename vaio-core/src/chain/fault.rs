@@ -4,6 +4,7 @@
 
 use std::{
     any::Any,
+    mem::ManuallyDrop,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -11,7 +12,7 @@ use std::{
 
 use super::{
     Layer, Path, Rule, emulate,
-    hop::{Answer, Stage, Submit},
+    hop::{Answer, Came, Place, Stage, Submit, ask},
     panic_text,
 };
 use crate::{
@@ -59,7 +60,7 @@ impl<'a> Submit<'a> {
                 .chain
                 .core
                 .fence
-                .wait(extent, kind.is_mutation(), next.caller)
+                .wait(extent, kind.is_mutation(), next.caller())
                 .await;
             Submit::past_fence(next, io, site).await
         };
@@ -84,16 +85,16 @@ impl<'a> Submit<'a> {
             self.start_time();
         }
         self.mark_reached();
-        let mut is_fit = false;
+        let mut place = ManuallyDrop::new(Poll::Pending);
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            let poll = run.as_mut().poll(context);
-            is_fit = self.is_fit(&poll);
-            if poll.is_pending() {
+            let (kind, len) = (self.kind, self.read_len());
+            let came = ask(&mut place, kind, len, run.as_mut(), context);
+            if came == Came::Nothing {
                 self.owned = Some(run);
             }
-            poll
+            came
         }));
-        self.polled(caught, is_fit, Stage::Emulated, context)
+        self.polled(caught, place, Stage::Emulated, context)
     }
 
     /// Ends the target's future without letting its destructor hurt anyone.
@@ -134,16 +135,17 @@ impl<'a> Submit<'a> {
     #[cold]
     pub(super) fn leave_badly(
         &mut self,
-        answer: Answer,
+        place: Place,
         context: &mut Context<'_>,
     ) -> Poll<Answer> {
         self.leave();
-        let error = match answer {
-            Ok(reply) => {
+        let error = match ManuallyDrop::into_inner(place) {
+            Poll::Ready(Ok(reply)) => {
                 let text = wrong_answer(&reply, self.kind, self.extent());
                 return self.lied(&text, context);
             }
-            Err(error) => error,
+            Poll::Ready(Err(error)) => error,
+            Poll::Pending => return Poll::Pending,
         };
         if self.stage != Stage::Emulated {
             self.counters().errors.fetch_add(1, Relaxed);

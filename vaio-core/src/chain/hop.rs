@@ -21,6 +21,7 @@
 use std::{
     fmt,
     future::Future,
+    mem::ManuallyDrop,
     panic::{AssertUnwindSafe, Location, catch_unwind},
     pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -35,7 +36,41 @@ use crate::{
 
 pub(super) type Answer = Result<Reply>;
 /// What catching a panic leaves.
-pub(super) type Caught<T> = std::thread::Result<T>;
+pub(super) type Caught = std::thread::Result<Came>;
+
+/// Where a target's answer is put: it is looked at there, and moved as a whole. If the destructor
+/// of the target's future panics, the answer is forgotten.
+pub(super) type Place = ManuallyDrop<Poll<Answer>>;
+
+/// What is in the place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Came {
+    Nothing,
+    /// An answer to the question.
+    Fit,
+    /// An error, or an answer to another question.
+    Unfit,
+}
+
+/// Polls a target that was asked for `kind`, of `len` bytes if that is a read. Not inlined, or the
+/// answer would be taken apart.
+#[inline(never)]
+pub(super) fn ask(
+    place: &mut Place,
+    kind: OpKind,
+    len: u64,
+    target: Pin<&mut (dyn Future<Output = Answer> + Send + '_)>,
+    context: &mut Context<'_>,
+) -> Came {
+    let poll = target.poll(context);
+    let came = match &poll {
+        Poll::Pending => Came::Nothing,
+        Poll::Ready(Ok(reply)) if reply.answers(kind, len) => Came::Fit,
+        Poll::Ready(_) => Came::Unfit,
+    };
+    *place = ManuallyDrop::new(poll);
+    came
+}
 
 /// The future of an IO submitted through [`Next`].
 ///
@@ -59,8 +94,6 @@ pub struct Submit<'a> {
     pub(super) stage: Stage,
     /// Before the start, and while it is in an observer, should that fail.
     has_io: bool,
-    /// Whether this hop is timed.
-    is_timed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,14 +123,13 @@ impl<'a> Submit<'a> {
             io,
             borrowed: None,
             owned: None,
-            level: next.level,
-            caller: next.caller,
-            path: next.path,
+            level: next.level(),
+            caller: next.caller(),
+            path: next.path(),
             to: 0,
             kind: OpKind::Read,
             stage: Stage::New,
             has_io: true,
-            is_timed: false,
         }
     }
 
@@ -132,14 +164,18 @@ impl<'a> Submit<'a> {
         self.io.op.extent()
     }
 
+    /// Bytes asked for, if this is a read.
+    #[inline]
+    pub(super) fn read_len(&self) -> u64 {
+        match &self.io.op {
+            Op::Read { extent } => extent.len(),
+            _ => 0,
+        }
+    }
+
     /// The way that this IO came, from `level` on.
     pub(super) fn next_at(&self, level: u8) -> Next<'a> {
-        Next {
-            cx: self.cx,
-            level,
-            caller: self.caller,
-            path: self.path,
-        }
+        Next::new(self.cx, level, self.caller, self.path)
     }
 
     pub(super) fn next(&self) -> Next<'a> {
@@ -177,8 +213,9 @@ impl<'a> Submit<'a> {
         std::mem::replace(&mut self.io, same)
     }
 
-    /// Finds the target and enters it, or takes a detour, or ends at once.
-    #[inline]
+    /// Finds the target and enters it, or takes a detour, or ends at once. Not inlined: every filter
+    /// shares it, and the answer is moved as a whole.
+    #[inline(never)]
     fn poll_new(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         let chain = self.chain();
         self.kind = self.io.op.kind();
@@ -228,22 +265,18 @@ impl<'a> Submit<'a> {
         if !layer.health.is_active() {
             return self.pass_unfit(layer, context);
         }
-        layer.counters.ios[self.kind as usize].fetch_add(1, Relaxed);
+        layer.counters.ios.add(self.kind);
         self.chain().core.polling.store(self.to + 1, Relaxed);
         if layer.is_never && self.path != Path::Root {
             return self.poll_owned_filter(context);
         }
-        let below = Next {
-            cx: self.cx,
-            level: self.to + 1,
-            caller: self.to + 1,
-            path: if layer.is_never || self.path == Path::Filtered {
-                Path::Filtered
-            } else {
-                Path::Observed
-            },
+        let path = if layer.is_never || self.path == Path::Filtered {
+            Path::Filtered
+        } else {
+            Path::Observed
         };
-        let mut is_fit = false;
+        let below = Next::new(self.cx, self.to + 1, self.to + 1, path);
+        let mut place = ManuallyDrop::new(Poll::Pending);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let io = if layer.is_never {
                 self.take_io()
@@ -251,112 +284,97 @@ impl<'a> Submit<'a> {
                 self.lend_io()
             };
             let mut future = layer.filter.io(io, below);
-            let poll = future.as_mut().poll(context);
-            is_fit = self.is_fit(&poll);
-            if poll.is_pending() {
+            let (kind, len) = (self.kind, self.read_len());
+            let came = ask(&mut place, kind, len, future.as_mut(), context);
+            if came == Came::Nothing {
                 self.borrowed = Some(future);
             }
-            poll
+            came
         }));
-        self.polled(caught, is_fit, Stage::Borrowed, context)
+        self.polled(caught, place, Stage::Borrowed, context)
     }
 
     /// Enters a filter that holds or changes data, below one that may let go of it.
     #[inline(never)]
     fn poll_owned_filter(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         self.mark_reached();
-        let mut is_fit = false;
+        let mut place = ManuallyDrop::new(Poll::Pending);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let (cx, to) = (self.cx.clone(), self.to);
             let io = self.take_io();
             let mut future = Box::pin(async move {
-                let below = Next {
-                    cx: &cx,
-                    level: to + 1,
-                    caller: to + 1,
-                    path: Path::Filtered,
-                };
+                let below = Next::new(&cx, to + 1, to + 1, Path::Filtered);
                 cx.chain.layers[usize::from(to)].filter.io(io, below).await
             });
-            let poll = future.as_mut().poll(context);
-            is_fit = self.is_fit(&poll);
-            if poll.is_pending() {
+            let (kind, len) = (self.kind, self.read_len());
+            let came = ask(&mut place, kind, len, future.as_mut(), context);
+            if came == Came::Nothing {
                 self.owned = Some(future);
             }
-            poll
+            came
         }));
-        self.polled(caught, is_fit, Stage::Owned, context)
+        self.polled(caught, place, Stage::Owned, context)
     }
 
     /// Enters the device and polls it once.
     #[inline(never)]
     fn poll_device(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         let chain = self.chain();
-        chain.device_counters.ios[self.kind as usize].fetch_add(1, Relaxed);
+        chain.device_counters.ios.add(self.kind);
         chain.core.polling.store(self.to + 1, Relaxed);
-        let mut is_fit = false;
+        let mut place = ManuallyDrop::new(Poll::Pending);
         if self.path == Path::Root {
             let caught = catch_unwind(AssertUnwindSafe(|| {
                 let mut future = chain.device.submit(self.take_io());
-                let poll = future.as_mut().poll(context);
-                is_fit = self.is_fit(&poll);
-                if poll.is_pending() {
+                let (kind, len) = (self.kind, self.read_len());
+                let came = ask(&mut place, kind, len, future.as_mut(), context);
+                if came == Came::Nothing {
                     self.borrowed = Some(future);
                 }
-                poll
+                came
             }));
-            return self.polled(caught, is_fit, Stage::Borrowed, context);
+            return self.polled(caught, place, Stage::Borrowed, context);
         }
         self.mark_reached();
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let device = Arc::clone(&chain.device);
             let io = self.take_io();
             let mut future = Box::pin(async move { device.submit(io).await });
-            let poll = future.as_mut().poll(context);
-            is_fit = self.is_fit(&poll);
-            if poll.is_pending() {
+            let (kind, len) = (self.kind, self.read_len());
+            let came = ask(&mut place, kind, len, future.as_mut(), context);
+            if came == Came::Nothing {
                 self.owned = Some(future);
             }
-            poll
+            came
         }));
-        self.polled(caught, is_fit, Stage::Owned, context)
+        self.polled(caught, place, Stage::Owned, context)
     }
 
-    /// Whether the target is done with the IO and its answer is of use. The answer is looked at
-    /// where the target put it, and moved as a whole afterwards.
-    #[inline]
-    pub(super) fn is_fit(&self, poll: &Poll<Answer>) -> bool {
-        let len = match &self.io.op {
-            Op::Read { extent } => extent.len(),
-            _ => 0,
-        };
-        matches!(poll, Poll::Ready(Ok(reply)) if reply.answers(self.kind, len))
-    }
-
-    /// What came of the first poll; `stage`: how it goes on if it is pending.
-    #[inline]
+    /// What came of a poll; `stage`: how it goes on if it is pending.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "a copy of the answer less")]
     pub(super) fn polled(
         &mut self,
-        caught: Caught<Poll<Answer>>,
-        is_fit: bool,
+        caught: Caught,
+        place: Place,
         stage: Stage,
         context: &mut Context<'_>,
     ) -> Poll<Answer> {
         self.chain().core.polling.store(self.caller, Relaxed);
         match caught {
-            Ok(poll) if is_fit => {
+            Ok(Came::Fit) => {
                 self.leave();
                 if self.path == Path::Observed {
                     self.cx.slot.set_reached(Reached::Done);
                 }
                 self.stage = Stage::Ended;
-                poll
+                ManuallyDrop::into_inner(place)
             }
-            Ok(Poll::Ready(answer)) => self.leave_badly(answer, context),
-            Ok(Poll::Pending) => {
+            Ok(Came::Nothing) => {
                 self.stage = stage;
                 Poll::Pending
             }
+            Ok(Came::Unfit) => self.leave_badly(place, context),
             Err(panic) => self.panicked(panic.as_ref(), context),
         }
     }
@@ -364,17 +382,16 @@ impl<'a> Submit<'a> {
     /// Polls the target again.
     fn poll_target(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         self.chain().core.polling.store(self.to + 1, Relaxed);
-        let mut is_fit = false;
+        let mut place = ManuallyDrop::new(Poll::Pending);
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            let poll = match (&mut self.borrowed, &mut self.owned) {
-                (Some(future), _) => future.as_mut().poll(context),
-                (None, Some(future)) => future.as_mut().poll(context),
+            let (kind, len) = (self.kind, self.read_len());
+            match (&mut self.borrowed, &mut self.owned) {
+                (Some(target), _) => ask(&mut place, kind, len, target.as_mut(), context),
+                (None, Some(target)) => ask(&mut place, kind, len, target.as_mut(), context),
                 (None, None) => unreachable!("a target that is pending has its future"),
-            };
-            is_fit = self.is_fit(&poll);
-            poll
+            }
         }));
-        if !matches!(caught, Ok(Poll::Pending)) {
+        if !matches!(caught, Ok(Came::Nothing)) {
             self.drop_target();
         } else if self.stage == Stage::Borrowed
             && self
@@ -385,7 +402,7 @@ impl<'a> Submit<'a> {
             self.drop_target();
             return self.fault("the filter was bypassed while it held the IO", context);
         }
-        self.polled(caught, is_fit, self.stage, context)
+        self.polled(caught, place, self.stage, context)
     }
 
     pub(super) fn mark_reached(&self) {
@@ -396,24 +413,22 @@ impl<'a> Submit<'a> {
 
     /// Leaves the target.
     #[inline]
-    pub(super) fn leave(&mut self) {
+    pub(super) fn leave(&self) {
         self.cx.slot.at.store(self.caller, Relaxed);
-        if self.is_timed {
+        if self.cx.slot.is_sampled.load(Relaxed) {
             self.record_time();
         }
     }
 
     #[cold]
-    pub(super) fn start_time(&mut self) {
-        self.is_timed = true;
+    pub(super) fn start_time(&self) {
         let now = self.chain().core.rt.now().as_nanos();
         self.cx.slot.entered[usize::from(self.to)].store(now, Relaxed);
     }
 
     #[cold]
-    fn record_time(&mut self) {
+    fn record_time(&self) {
         let (slot, chain) = (&self.cx.slot, self.chain());
-        self.is_timed = false;
         let since = slot.entered[usize::from(self.to)].load(Relaxed);
         let total = chain.core.rt.now().since(Instant::from_nanos(since));
         let below = slot.below[usize::from(self.to)].swap(0, Relaxed);
