@@ -206,6 +206,7 @@ async fn part(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::table::Plain;
     use bytes::Bytes;
 
     fn rule() -> Rule {
@@ -217,6 +218,7 @@ mod tests {
             can_unmap: true,
             can_be_fast: true,
             len_max: 4096,
+            plain: Plain::default(),
         }
     }
 

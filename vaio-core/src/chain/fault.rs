@@ -60,7 +60,7 @@ impl<'a> Submit<'a> {
                 .chain
                 .core
                 .fence
-                .wait(extent, kind.is_mutation(), next.caller())
+                .wait(extent, kind.is_mutation(), next.way.caller())
                 .await;
             Submit::past_fence(next, io, site).await
         };
@@ -74,10 +74,10 @@ impl<'a> Submit<'a> {
     pub(super) fn emulate(&mut self, rule: Rule, context: &mut Context<'_>) -> Poll<Answer> {
         self.cx.slot.at.store(rule.to + 1, Relaxed);
         let io = self.take_io();
-        let (cx, caller, site) = (self.cx.clone(), self.caller, self.site);
+        let (cx, caller, site) = (self.cx.clone(), self.way.caller(), self.site);
         let mut run: BoxFuture<'static, Answer> =
             Box::pin(emulate::run(cx, caller, io, rule, site));
-        if self.path == Path::Root {
+        if self.way.is(Path::Root) {
             return self.detour(run, context);
         }
         self.stage = Stage::Emulated;
@@ -94,7 +94,7 @@ impl<'a> Submit<'a> {
             }
             came
         }));
-        self.polled(caught, place, Stage::Emulated, context)
+        self.polled(caught, &mut place, Stage::Emulated, context)
     }
 
     /// Ends the target's future without letting its destructor hurt anyone.
@@ -108,7 +108,7 @@ impl<'a> Submit<'a> {
     pub(super) fn forbidden(&mut self, what: &str) -> Poll<Answer> {
         let chain = self.chain();
         let text = format!("the filter sent down {what}, at={}", self.site);
-        let caller = self.caller.saturating_sub(1);
+        let caller = self.way.caller().saturating_sub(1);
         if let Some(layer) = chain.layers.get(usize::from(caller)) {
             layer.rebuke(&chain.core, &text);
         }
@@ -156,7 +156,7 @@ impl<'a> Submit<'a> {
             let text = error.message().to_owned();
             return self.fault(&text, context);
         }
-        if self.path == Path::Observed {
+        if self.way.is(Path::Observed) {
             self.cx.slot.fail(&error);
         }
         self.stage = Stage::Ended;
@@ -200,10 +200,10 @@ impl<'a> Submit<'a> {
     #[cold]
     pub(super) fn fault(&mut self, text: &str, context: &mut Context<'_>) -> Poll<Answer> {
         let slot = &self.cx.slot;
-        slot.at.store(self.caller, Relaxed);
+        slot.at.store(self.way.caller(), Relaxed);
         let (kind, extent) = (self.kind, self.extent());
         // Below a filter that is not an observer no one knows whether it was forwarded.
-        let is_known = self.path != Path::Filtered || !kind.is_mutation();
+        let is_known = !self.way.is(Path::Filtered) || !kind.is_mutation();
         let io = self.spare().filter(|_| is_known);
         let layer = self.layer();
         let bypassed = layer.filter(|layer| layer.health.get() == Health::Bypassed);
@@ -248,7 +248,7 @@ impl<'a> Submit<'a> {
     /// Dropped in flight.
     #[cold]
     pub(super) fn let_go(&mut self) {
-        let (cx, caller) = (self.cx, self.caller);
+        let (cx, caller) = (self.cx, self.way.caller());
         self.stage = Stage::Ended;
         if let Some(future) = self.owned.take() {
             // The outermost hop that is being dropped knows who let go.

@@ -28,7 +28,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Chain, IoCx, Layer, Next, Path, emulate};
+use super::{Chain, IoCx, Layer, Level, Next, Path, emulate, next::Way};
 use crate::{
     BoxFuture, Extent, Health, Instant, Io, Op, OpKind, Reply, Result, slot::Reached,
     stats::LayerCounters,
@@ -50,6 +50,11 @@ pub(super) enum Came {
     Fit,
     /// An error, or an answer to another question.
     Unfit,
+}
+
+#[inline]
+fn take(place: &mut Place) -> Place {
+    std::mem::replace(place, ManuallyDrop::new(Poll::Pending))
 }
 
 /// Polls a target that was asked for `kind`, of `len` bytes if that is a read. Not inlined, or the
@@ -85,9 +90,7 @@ pub struct Submit<'a> {
     pub(super) borrowed: Option<BoxFuture<'a, Answer>>,
     /// The target's, outlives the caller.
     pub(super) owned: Option<BoxFuture<'static, Answer>>,
-    level: u8,
-    pub(super) caller: u8,
-    pub(super) path: Path,
+    pub(super) way: Way,
     pub(super) to: u8,
     /// Set at the first poll: to look into the IO before it lies still would take it apart.
     pub(super) kind: OpKind,
@@ -123,9 +126,7 @@ impl<'a> Submit<'a> {
             io,
             borrowed: None,
             owned: None,
-            level: next.level(),
-            caller: next.caller(),
-            path: next.path(),
+            way: next.way,
             to: 0,
             kind: OpKind::Read,
             stage: Stage::New,
@@ -175,11 +176,14 @@ impl<'a> Submit<'a> {
 
     /// The way that this IO came, from `level` on.
     pub(super) fn next_at(&self, level: u8) -> Next<'a> {
-        Next::new(self.cx, level, self.caller, self.path)
+        Next {
+            cx: self.cx,
+            way: self.way.at(level),
+        }
     }
 
     pub(super) fn next(&self) -> Next<'a> {
-        self.next_at(self.level)
+        self.next_at(self.way.level())
     }
 
     /// Whether the IO is still or again here.
@@ -205,10 +209,15 @@ impl<'a> Submit<'a> {
     /// cloned but noted.
     #[inline]
     fn lend_io(&mut self) -> Io {
-        if let Op::Read { extent } = self.io.op {
-            let same = self.io.with_op(Op::Read { extent });
-            return std::mem::replace(&mut self.io, same);
-        }
+        let Op::Read { extent } = self.io.op else {
+            return self.lend_clone();
+        };
+        let same = self.io.with_op(Op::Read { extent });
+        std::mem::replace(&mut self.io, same)
+    }
+
+    #[inline(never)]
+    fn lend_clone(&mut self) -> Io {
         let same = self.io.clone();
         std::mem::replace(&mut self.io, same)
     }
@@ -218,34 +227,34 @@ impl<'a> Submit<'a> {
     #[inline(never)]
     fn poll_new(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         let chain = self.chain();
-        self.kind = self.io.op.kind();
-        let extent = match &self.io.op {
-            Op::Write { offset, data, .. } => Extent::checked(*offset, data.len() as u64),
-            op => Some(op.extent()),
+        let (kind, extent, has_flags) = match &self.io.op {
+            Op::Read { extent } => (OpKind::Read, Some(*extent), false),
+            Op::Write { offset, data, fua } => {
+                let extent = Extent::checked(*offset, data.len() as u64);
+                (OpKind::Write, extent, *fua)
+            }
+            op => (op.kind(), Some(op.extent()), true),
         };
+        self.kind = kind;
         let Some(extent) = extent else {
             self.io = Io::read(Extent::default());
             return self.forbidden("a write that overflows");
         };
-        let level = &chain.levels[usize::from(self.level)];
-        let rule = &level.rules[self.kind as usize];
-        if self.caller != 0 {
-            if rule.is_forbidden && self.level == self.caller {
-                return self.forbidden("an operation that its descriptor refuses");
-            }
-            if let Some(what) = level.misfit(self.kind, extent) {
-                return self.forbidden(what);
-            }
+        let level = &chain.levels[usize::from(self.way.level())];
+        let rule = &level.rules[kind as usize];
+        let is_plain = !has_flags && rule.takes_plain(extent);
+        if !is_plain && let Some(what) = self.breach(level, extent) {
+            return self.forbidden(what);
         }
         let fence = &chain.core.fence;
         if !fence.is_empty()
             && self.stage == Stage::New
-            && fence.blocks(extent, self.kind.is_mutation(), self.caller)
+            && fence.blocks(extent, kind.is_mutation(), self.way.caller())
         {
             return self.wait_for_fence(context);
         }
         self.to = rule.to;
-        if emulate::is_needed(&self.io.op, extent, rule) {
+        if !is_plain && emulate::is_needed(&self.io.op, extent, rule) {
             return self.emulate(*rule, context);
         }
         let slot = &self.cx.slot;
@@ -259,6 +268,19 @@ impl<'a> Submit<'a> {
         }
     }
 
+    /// What is wrong with what the filter sent down, if anything. The port checks for itself.
+    #[inline(never)]
+    fn breach(&self, level: &Level, extent: Extent) -> Option<&'static str> {
+        let caller = self.way.caller();
+        if caller == 0 {
+            return None;
+        }
+        if level.rules[self.kind as usize].is_forbidden && self.way.level() == caller {
+            return Some("an operation that its descriptor refuses");
+        }
+        level.misfit(self.kind, extent)
+    }
+
     /// Enters a filter and polls it once.
     #[inline]
     fn poll_filter(&mut self, layer: &'a Layer, context: &mut Context<'_>) -> Poll<Answer> {
@@ -267,10 +289,10 @@ impl<'a> Submit<'a> {
         }
         layer.counters.ios.add(self.kind);
         self.chain().core.polling.store(self.to + 1, Relaxed);
-        if layer.is_never && self.path != Path::Root {
+        if layer.is_never && !self.way.is(Path::Root) {
             return self.poll_owned_filter(context);
         }
-        let path = if layer.is_never || self.path == Path::Filtered {
+        let path = if layer.is_never || self.way.is(Path::Filtered) {
             Path::Filtered
         } else {
             Path::Observed
@@ -291,7 +313,7 @@ impl<'a> Submit<'a> {
             }
             came
         }));
-        self.polled(caught, place, Stage::Borrowed, context)
+        self.polled(caught, &mut place, Stage::Borrowed, context)
     }
 
     /// Enters a filter that holds or changes data, below one that may let go of it.
@@ -313,7 +335,7 @@ impl<'a> Submit<'a> {
             }
             came
         }));
-        self.polled(caught, place, Stage::Owned, context)
+        self.polled(caught, &mut place, Stage::Owned, context)
     }
 
     /// Enters the device and polls it once.
@@ -323,7 +345,7 @@ impl<'a> Submit<'a> {
         chain.device_counters.ios.add(self.kind);
         chain.core.polling.store(self.to + 1, Relaxed);
         let mut place = ManuallyDrop::new(Poll::Pending);
-        if self.path == Path::Root {
+        if self.way.is(Path::Root) {
             let caught = catch_unwind(AssertUnwindSafe(|| {
                 let mut future = chain.device.submit(self.take_io());
                 let (kind, len) = (self.kind, self.read_len());
@@ -333,7 +355,7 @@ impl<'a> Submit<'a> {
                 }
                 came
             }));
-            return self.polled(caught, place, Stage::Borrowed, context);
+            return self.polled(caught, &mut place, Stage::Borrowed, context);
         }
         self.mark_reached();
         let caught = catch_unwind(AssertUnwindSafe(|| {
@@ -347,7 +369,7 @@ impl<'a> Submit<'a> {
             }
             came
         }));
-        self.polled(caught, place, Stage::Owned, context)
+        self.polled(caught, &mut place, Stage::Owned, context)
     }
 
     /// What came of a poll; `stage`: how it goes on if it is pending.
@@ -356,25 +378,25 @@ impl<'a> Submit<'a> {
     pub(super) fn polled(
         &mut self,
         caught: Caught,
-        place: Place,
+        place: &mut Place,
         stage: Stage,
         context: &mut Context<'_>,
     ) -> Poll<Answer> {
-        self.chain().core.polling.store(self.caller, Relaxed);
+        self.chain().core.polling.store(self.way.caller(), Relaxed);
         match caught {
             Ok(Came::Fit) => {
                 self.leave();
-                if self.path == Path::Observed {
+                if self.way.is(Path::Observed) {
                     self.cx.slot.set_reached(Reached::Done);
                 }
                 self.stage = Stage::Ended;
-                ManuallyDrop::into_inner(place)
+                ManuallyDrop::into_inner(take(place))
             }
             Ok(Came::Nothing) => {
                 self.stage = stage;
                 Poll::Pending
             }
-            Ok(Came::Unfit) => self.leave_badly(place, context),
+            Ok(Came::Unfit) => self.leave_badly(take(place), context),
             Err(panic) => self.panicked(panic.as_ref(), context),
         }
     }
@@ -398,15 +420,15 @@ impl<'a> Submit<'a> {
                 .layer()
                 .is_some_and(|layer| layer.health.get() == Health::Bypassed)
         {
-            self.chain().core.polling.store(self.caller, Relaxed);
+            self.chain().core.polling.store(self.way.caller(), Relaxed);
             self.drop_target();
             return self.fault("the filter was bypassed while it held the IO", context);
         }
-        self.polled(caught, place, self.stage, context)
+        self.polled(caught, &mut place, self.stage, context)
     }
 
     pub(super) fn mark_reached(&self) {
-        if self.path == Path::Observed {
+        if self.way.is(Path::Observed) {
             self.cx.slot.set_reached(Reached::InFlight);
         }
     }
@@ -414,7 +436,7 @@ impl<'a> Submit<'a> {
     /// Leaves the target.
     #[inline]
     pub(super) fn leave(&self) {
-        self.cx.slot.at.store(self.caller, Relaxed);
+        self.cx.slot.at.store(self.way.caller(), Relaxed);
         if self.cx.slot.is_sampled.load(Relaxed) {
             self.record_time();
         }
@@ -436,7 +458,7 @@ impl<'a> Submit<'a> {
             self.counters()
                 .record_time(total, std::time::Duration::from_nanos(below));
         }
-        if let Some(caller) = self.caller.checked_sub(1) {
+        if let Some(caller) = self.way.caller().checked_sub(1) {
             slot.below[usize::from(caller)].fetch_add(crate::stats::nanos(total), Relaxed);
         }
     }

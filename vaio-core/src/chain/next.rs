@@ -40,47 +40,56 @@ pub(crate) enum Path {
 #[derive(Clone, Copy, Debug)]
 pub struct Next<'a> {
     pub(crate) cx: &'a IoCx,
-    way: Way,
+    pub(crate) way: Way,
 }
 
-/// Where from and how, in one number: so that a [`Next`] goes in two registers.
+/// Where from and how an IO goes, in one number: so that a [`Next`] goes in two registers.
 #[derive(Clone, Copy, Debug)]
-struct Way(u32);
+pub(crate) struct Way(u32);
 
-impl<'a> Next<'a> {
+impl Way {
     /// `level`: where to look the target up; `caller`: layer that submits, plus one, 0: the port.
     #[inline]
+    pub(crate) const fn new(level: u8, caller: u8, path: Path) -> Self {
+        Self(u32::from_le_bytes([level, caller, path as u8, 0]))
+    }
+
+    #[inline]
+    pub(crate) const fn level(self) -> u8 {
+        self.0.to_le_bytes()[0]
+    }
+
+    #[inline]
+    pub(crate) const fn caller(self) -> u8 {
+        self.0.to_le_bytes()[1]
+    }
+
+    #[inline]
+    pub(crate) const fn is(self, path: Path) -> bool {
+        self.0.to_le_bytes()[2] == path as u8
+    }
+
+    /// The same, to be looked up at another level.
+    pub(crate) const fn at(self, level: u8) -> Self {
+        let [_, caller, path, _] = self.0.to_le_bytes();
+        Self(u32::from_le_bytes([level, caller, path, 0]))
+    }
+}
+
+impl<'a> Next<'a> {
+    #[inline]
     pub(crate) const fn new(cx: &'a IoCx, level: u8, caller: u8, path: Path) -> Self {
-        let way = u32::from_le_bytes([level, caller, path as u8, 0]);
-        Self { cx, way: Way(way) }
+        let way = Way::new(level, caller, path);
+        Self { cx, way }
     }
 
     pub(crate) const fn root(cx: &'a IoCx, level: u8) -> Self {
         Self::new(cx, level, level, Path::Root)
     }
 
-    #[inline]
-    pub(crate) const fn level(self) -> u8 {
-        self.way.0.to_le_bytes()[0]
-    }
-
-    #[inline]
-    pub(crate) const fn caller(self) -> u8 {
-        self.way.0.to_le_bytes()[1]
-    }
-
-    #[inline]
-    pub(crate) const fn path(self) -> Path {
-        match self.way.0.to_le_bytes()[2] {
-            0 => Path::Root,
-            1 => Path::Observed,
-            _ => Path::Filtered,
-        }
-    }
-
     /// What the disk looks like below the filter.
     pub fn info(&self) -> &'a DeviceInfo {
-        self.cx.chain.info(self.level() as usize)
+        self.cx.chain.info(self.way.level() as usize)
     }
 
     /// Passes an IO on. Use the IO that the filter was called with, or one derived from it with
