@@ -1,4 +1,6 @@
 //! The audit trail: complete, bounded, and never in the way.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -122,7 +124,7 @@ async fn lines_are_written_behind_without_a_life_cycle_call() {
         if lines(&path).len() == 1 {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        pause(Duration::from_millis(2)).await;
     }
     panic!("no line came");
 }

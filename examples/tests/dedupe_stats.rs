@@ -1,4 +1,6 @@
 //! The estimate through a disk, and that looking changes nothing.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::time::Duration;
@@ -41,7 +43,7 @@ async fn large_writes_are_looked_at_beside_the_io() {
             assert_eq!(count(&disk, "skipped_bytes"), 0);
             return;
         }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        pause(Duration::from_millis(2)).await;
     }
     panic!("blocks={}", count(&disk, "blocks"));
 }

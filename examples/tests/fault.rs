@@ -1,5 +1,7 @@
 //! Every way to misbehave is contained: the filter is named, what can go on goes on, what cannot
 //! fails, and another disk does not notice.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::{sync::Arc, time::Duration};

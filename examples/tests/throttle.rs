@@ -1,4 +1,6 @@
 //! The throttle: exact rates in virtual time, fairness, cancellation, and its own limits.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::{sync::Arc, time::Duration};
@@ -80,7 +82,7 @@ async fn the_stricter_of_two_limits_holds() {
 async fn a_pause_is_made_up_for_by_the_burst_and_no_more() {
     let disk = open_ram(&[throttle(&[("iops", "100"), ("burst", "2s")])]).await;
     load(&disk, 512, 5).await;
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    pause(Duration::from_mins(1)).await;
     assert_within_5_percent(load(&disk, 512, 10).await, 1_200);
 }
 
@@ -165,16 +167,17 @@ async fn settings_that_would_stall_a_guest_are_refused() {
 
 /// Lets go of whatever takes longer than it likes.
 #[derive(Debug)]
-struct Impatient;
+struct Impatient(Rt);
 
 #[async_trait]
 impl Filter for Impatient {
     async fn io(&self, io: Io, next: Next<'_>) -> Result<Reply> {
-        let limit = Duration::from_millis(1);
-        match tokio::time::timeout(limit, next.submit(io)).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::new(ErrorKind::TimedOut, "took too long")),
-        }
+        let at = self.0.now() + Duration::from_millis(1);
+        let late = || Error::new(ErrorKind::TimedOut, "took too long");
+        self.0
+            .timeout_at(at, next.submit(io))
+            .await
+            .unwrap_or_else(|| Err(late()))
     }
 
     fn shape(&self, below: &DeviceInfo) -> Result<DeviceInfo> {
@@ -199,7 +202,7 @@ impl FilterFactory for Impatient {
     }
 
     async fn open(&self, _cx: AttachContext) -> Result<Arc<dyn Filter>> {
-        Ok(Arc::new(Self))
+        Ok(Arc::new(Self(Arc::clone(&self.0))))
     }
 }
 
@@ -208,8 +211,9 @@ async fn io_dropped_while_it_waits_has_taken_nothing() {
     let policy = Policy::empty()
         .with(FilterSpec::new("impatient"))
         .with(throttle(&[("bytes_per_s", "32M"), ("burst", "10ms")]));
-    let disk = Disk::builder(Arc::new(RamDisk::new(64 << 20)), TestRt::new())
-        .policy(policy, vaio_examples::registry().with(Impatient))
+    let rt = TestRt::new();
+    let disk = Disk::builder(Arc::new(RamDisk::new(64 << 20)), Arc::clone(&rt))
+        .policy(policy, vaio_examples::registry().with(Impatient(rt)))
         .open()
         .await
         .unwrap();
@@ -221,7 +225,7 @@ async fn io_dropped_while_it_waits_has_taken_nothing() {
             ErrorKind::TimedOut
         );
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    pause(Duration::from_secs(1)).await;
     read(&disk, 0, 512)
         .await
         .expect("only the first IO's second was owed");

@@ -17,8 +17,7 @@ use async_trait::async_trait;
 
 use crate::{
     AllocationMap, BlockDevice, DeviceInfo, Disposition, Error, ErrorKind, Extent, Io, OpPolicy,
-    OpenReason, Origin,
-    Reply, Result, Rt, Settings, Sidecar,
+    OpenReason, Origin, Reply, Result, Rt, Settings, Sidecar,
     chain::{Chain, IoCx, Layer, panic_text},
     core::Core,
     disk::DiskInner,
@@ -228,22 +227,18 @@ impl Tasks {
 
     fn blame(&self, core: &Core, filter: &Arc<str>, text: &str) {
         let mut early = lock(&self.early);
-        match self.layer.get() {
-            Some(layer) => {
-                drop(early);
-                if let Some(layer) = layer.upgrade() {
-                    layer.blame(core, EventKind::FilterPanicked, text);
-                    core.kick_all();
-                }
-            }
-            None => {
-                *early = Some(text.to_owned());
-                drop(early);
-                core.events.send(
-                    Notice::of(Severity::Error, EventKind::FilterPanicked, text)
-                        .with_filter(filter),
-                );
-            }
+        let Some(layer) = self.layer.get() else {
+            *early = Some(text.to_owned());
+            drop(early);
+            core.events.send(
+                Notice::of(Severity::Error, EventKind::FilterPanicked, text).with_filter(filter),
+            );
+            return;
+        };
+        drop(early);
+        if let Some(layer) = layer.upgrade() {
+            layer.blame(core, EventKind::FilterPanicked, text);
+            core.kick_all();
         }
     }
 

@@ -66,7 +66,7 @@ impl Default for DiskSettings {
             stall_fail_after: Duration::from_secs(20),
             on_stall: OnStall::Fail,
             lifecycle_timeout: Duration::from_secs(10),
-            hold_max: Duration::from_secs(60),
+            hold_max: Duration::from_mins(1),
         }
     }
 }

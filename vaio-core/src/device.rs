@@ -42,6 +42,10 @@ pub enum DiscardReads {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about a device"
+)]
 pub struct Capabilities {
     /// A completed write may be lost in a crash until flushed. Without a volatile cache a flush
     /// is answered and every write is as good as fua.
@@ -68,9 +72,8 @@ impl Capabilities {
     /// The support for an operation kind. Reads are always native; writes unless read-only.
     pub const fn support(&self, kind: OpKind) -> Support {
         match kind {
-            OpKind::Read | OpKind::Flush => Support::Native,
             OpKind::Write if self.read_only => Support::None,
-            OpKind::Write => Support::Native,
+            OpKind::Read | OpKind::Flush | OpKind::Write => Support::Native,
             OpKind::WriteZeroes => self.write_zeroes,
             OpKind::Discard => self.discard,
             OpKind::Prefetch => self.prefetch,

@@ -224,8 +224,10 @@ pub struct FlushProgress {
 impl FlushProgress {
     /// Progress with an estimate of the time left from what was `done_bytes` in `elapsed`.
     pub fn estimated(done_bytes: u64, remaining_bytes: u64, elapsed: Duration) -> Self {
-        let eta =
-            (done_bytes > 0).then(|| elapsed.mul_f64(remaining_bytes as f64 / done_bytes as f64));
+        let nanos = elapsed.as_nanos() * u128::from(remaining_bytes);
+        let eta = nanos
+            .checked_div(done_bytes.into())
+            .map(|nanos| Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
         Self {
             remaining_bytes,
             done_bytes,

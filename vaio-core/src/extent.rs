@@ -84,6 +84,7 @@ impl Extent {
     }
 
     /// The largest extent of whole blocks inside this one; may be empty.
+    #[must_use]
     pub const fn align_in(self, block: u32) -> Self {
         let mask = block as u64 - 1;
         let start = match self.offset.checked_add(mask) {

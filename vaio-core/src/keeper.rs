@@ -43,7 +43,7 @@ impl fmt::Debug for Orphan {
         f.debug_struct("Orphan")
             .field("kind", &self.kind)
             .field("extent", &self.extent)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

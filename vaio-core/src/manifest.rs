@@ -42,10 +42,9 @@ impl Manifest {
                 Content::Held => "held",
                 Content::Transformed => "transformed",
             };
-            text.push_str(&format!(
-                "filter={} {content} {}\n",
-                layer.name, layer.version
-            ));
+            text.push_str("filter=");
+            text.push_str(&[&layer.name, content, &layer.version].join(" "));
+            text.push('\n');
         }
         text.into()
     }

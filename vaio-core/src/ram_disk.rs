@@ -60,7 +60,7 @@ impl RamDisk {
 
     fn shard(&self, chunk: u64) -> std::sync::MutexGuard<'_, HashMap<u64, Box<[u8]>>> {
         // A shard is a plain map of bytes: a panic elsewhere cannot have left it half changed.
-        self.shards[(chunk % SHARDS as u64) as usize]
+        self.shards[index(chunk % SHARDS as u64)]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

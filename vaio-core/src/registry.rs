@@ -130,18 +130,17 @@ pub struct Resolved {
 }
 
 /// Refuses a stack with a filter twice, two of a unique class, or too many layers.
-pub(crate) fn check_stack<'a>(
-    descriptors: impl Iterator<Item = &'a Descriptor> + Clone,
-) -> Result<()> {
-    let count = descriptors.clone().count();
+pub(crate) fn check_stack<'a>(descriptors: impl Iterator<Item = &'a Descriptor>) -> Result<()> {
+    let descriptors: Vec<_> = descriptors.collect();
+    let count = descriptors.len();
     if count > crate::LAYERS_MAX {
         return Err(Error::config(format!(
             "too many filters on one disk, filters={count} filters_max={}",
             crate::LAYERS_MAX
         )));
     }
-    for (index, one) in descriptors.clone().enumerate() {
-        for other in descriptors.clone().skip(index + 1) {
+    for (index, one) in descriptors.iter().enumerate() {
+        for other in &descriptors[index + 1..] {
             if one.name == other.name {
                 return Err(
                     Error::config("filter is named twice for one disk").with_filter(one.name)

@@ -59,7 +59,7 @@ impl Rooted {
     pub(crate) fn new(cx: IoCx, level: u8, io: Io, by: Arc<str>, entered: Entered) -> Self {
         let (kind, extent) = (io.op.kind(), io.op.extent());
         let core = &entered.0;
-        let tick = core.tick.load(std::sync::atomic::Ordering::Relaxed);
+        let tick = core.tick.load(Relaxed);
         cx.slot.start(io.id, kind, extent, tick, false);
         let is_own = level > 0 || io.origin == Origin::Filter;
         cx.slot.is_own.store(is_own, Relaxed);

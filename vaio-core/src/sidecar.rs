@@ -79,7 +79,7 @@ pub(crate) struct SidecarFile {
 impl SidecarFile {
     pub(crate) async fn open(store: Arc<dyn SidecarStore>) -> Result<Self> {
         let entries = match store.load().await? {
-            Some(content) => decode(content)?,
+            Some(content) => decode(&content)?,
             None => Entries::new(),
         };
         Ok(Self {
@@ -189,7 +189,7 @@ fn checksum(bytes: &[u8]) -> u32 {
     .expect("a 32-bit checksum fits")
 }
 
-fn decode(content: Bytes) -> Result<Entries> {
+fn decode(content: &Bytes) -> Result<Entries> {
     let damaged = |what: &str| {
         Err(Error::new(
             ErrorKind::Corrupt,
@@ -254,7 +254,7 @@ mod tests {
         fn decode_undoes_encode(entries in prop::collection::btree_map("[a-z.]{1,20}", prop::collection::vec(any::<u8>(), 0..40), 0..8)) {
             let entries: Entries = entries.into_iter().map(|(k, v)| (k, Bytes::from(v))).collect();
             let encoded = encode(&entries).unwrap();
-            prop_assert_eq!(decode(encoded).unwrap(), entries);
+            prop_assert_eq!(decode(&encoded).unwrap(), entries);
         }
 
         #[test]
@@ -264,7 +264,7 @@ mod tests {
             let mut bytes = encode(&entries).unwrap().to_vec();
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
-            prop_assert!(decode(Bytes::from(bytes)).is_err());
+            prop_assert!(decode(&Bytes::from(bytes)).is_err());
         }
 
         #[test]
@@ -277,7 +277,7 @@ mod tests {
                 framed.extend_from_slice(&sum.to_le_bytes());
                 bytes = framed;
             }
-            let _ = decode(Bytes::from(bytes));
+            let _ = decode(&Bytes::from(bytes));
         }
     }
 }

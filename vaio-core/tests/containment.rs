@@ -1,4 +1,13 @@
 //! Filters that panic, hang or lie: contained, named, and no one else's IO is hurt.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::items_after_statements,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::wildcard_imports,
+    reason = "tests own their runtime, and may fail"
+)]
 mod support;
 
 use std::sync::{
@@ -20,7 +29,13 @@ enum At {
     DropOfLocal,
 }
 
-const PLACES: [At; 5] = [At::Construction, At::BeforeNext, At::WhilePending, At::AfterNext, At::DropOfLocal];
+const PLACES: [At; 5] = [
+    At::Construction,
+    At::BeforeNext,
+    At::WhilePending,
+    At::AfterNext,
+    At::DropOfLocal,
+];
 
 struct Bomb;
 
@@ -31,30 +46,39 @@ impl Drop for Bomb {
 }
 
 fn class_of(bypass: BypassSafety) -> Class {
-    if bypass == BypassSafety::Always { Class::Inspect } else { Class::Cache }
+    if bypass == BypassSafety::Always {
+        Class::Inspect
+    } else {
+        Class::Cache
+    }
 }
 
 /// Panics on writes of byte 66.
 fn panicking(at: At, bypass: BypassSafety) -> Custom {
-    custom(every_op("boom", class_of(bypass)).with_content(Content::Unchanged).with_bypass(bypass), move |io, next| {
-        let is_hit = matches!(&io.op, Op::Write { data, .. } if data[0] == 66);
-        if !is_hit {
-            return Box::pin(next.submit(io));
-        }
-        assert!(at != At::Construction, "in construction");
-        Box::pin(async move {
-            assert!(at != At::BeforeNext, "before next");
-            if at == At::WhilePending {
-                let mut below = next.submit(io);
-                assert!(poll_once(&mut below).await.is_none());
-                panic!("while pending");
+    custom(
+        every_op("boom", class_of(bypass))
+            .with_content(Content::Unchanged)
+            .with_bypass(bypass),
+        move |io, next| {
+            let is_hit = matches!(&io.op, Op::Write { data, .. } if data[0] == 66);
+            if !is_hit {
+                return Box::pin(next.submit(io));
             }
-            let result = next.submit(io).await;
-            assert!(at != At::AfterNext, "after next");
-            let _bomb = Bomb;
-            result
-        })
-    })
+            assert!(at != At::Construction, "in construction");
+            Box::pin(async move {
+                assert!(at != At::BeforeNext, "before next");
+                if at == At::WhilePending {
+                    let mut below = next.submit(io);
+                    assert!(poll_once(&mut below).await.is_none());
+                    panic!("while pending");
+                }
+                let result = next.submit(io).await;
+                assert!(at != At::AfterNext, "after next");
+                let _bomb = Bomb;
+                result
+            })
+        },
+    )
 }
 
 #[tokio::test(start_paused = true)]
@@ -64,16 +88,27 @@ async fn panicking_observer_is_bypassed_and_the_io_is_done_exactly_once() {
             let device = TestDevice::native();
             device.slow(ms(1), |_| true);
             let disk = open(Arc::clone(&device), vec![panicking(at, bypass)]).await;
-            disk.submit(write_of(0, 66, 512)).await.unwrap_or_else(|error| panic!("{at:?} {bypass:?}: {}", error.to_line()));
+            disk.submit(write_of(0, 66, 512))
+                .await
+                .unwrap_or_else(|error| panic!("{at:?} {bypass:?}: {}", error.to_line()));
             assert_eq!(device.content(0, 512), vec![66; 512]);
             assert_eq!(device.count(OpKind::Write), 1, "{at:?}: once below");
             let layer = &disk.state().layers[0];
-            assert_eq!((layer.health, layer.faults), (Health::Bypassed, 1), "{at:?}");
+            assert_eq!(
+                (layer.health, layer.faults),
+                (Health::Bypassed, 1),
+                "{at:?}"
+            );
             assert!(layer.fault.as_ref().unwrap().contains("panicked"));
             disk.submit(write_of(512, 66, 512)).await.unwrap();
             assert_eq!(disk.stats().layers[0].ios[1].1, 1, "later IO goes past it");
             assert_eq!(events_of(&disk, EventKind::FilterPanicked).len(), 1);
-            assert_eq!(events_of(&disk, EventKind::FilterBypassed)[0].filter.as_deref(), Some("boom"));
+            assert_eq!(
+                events_of(&disk, EventKind::FilterBypassed)[0]
+                    .filter
+                    .as_deref(),
+                Some("boom")
+            );
             assert_eq!(disk.state().in_flight, 0);
         }
     }
@@ -89,11 +124,24 @@ async fn panicking_filter_that_is_dirty_or_never_bypassed_fails_the_io_and_stays
             device.slow(ms(1), |_| true);
             let disk = open(Arc::clone(&device), vec![filter]).await;
             let error = disk.submit(write_of(0, 66, 512)).await.unwrap_err();
-            assert_eq!((error.kind(), error.filter(), error.disk()), (ErrorKind::FilterFault, Some("boom"), Some("disk")));
+            assert_eq!(
+                (error.kind(), error.filter(), error.disk()),
+                (ErrorKind::FilterFault, Some("boom"), Some("disk"))
+            );
             assert_eq!(disk.state().layers[0].health, Health::Faulted);
-            let later = disk.submit(Io::read(Extent::new(0, 512))).await.unwrap_err();
-            assert_eq!((later.kind(), later.filter()), (ErrorKind::FilterFault, Some("boom")));
-            assert_eq!(events_of(&disk, EventKind::FilterFaulted).len(), 1, "told once");
+            let later = disk
+                .submit(Io::read(Extent::new(0, 512)))
+                .await
+                .unwrap_err();
+            assert_eq!(
+                (later.kind(), later.filter()),
+                (ErrorKind::FilterFault, Some("boom"))
+            );
+            assert_eq!(
+                events_of(&disk, EventKind::FilterFaulted).len(),
+                1,
+                "told once"
+            );
             sleep(ms(10)).await;
             assert_eq!(disk.state().in_flight, 0, "{at:?}");
         }
@@ -108,7 +156,10 @@ struct BadDrop<'a>(Submit<'a>);
 
 impl Future for BadDrop<'_> {
     type Output = Result<Reply>;
-    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Self::Output> {
         std::pin::Pin::new(&mut self.0).poll(cx)
     }
 }
@@ -120,7 +171,11 @@ impl Drop for BadDrop<'_> {
 }
 
 impl Filter for BadFuture {
-    fn io<'a: 'f, 'b: 'f, 'f>(&'a self, io: Io, next: Next<'b>) -> std::pin::Pin<Box<dyn Future<Output = Result<Reply>> + Send + 'f>>
+    fn io<'a: 'f, 'b: 'f, 'f>(
+        &'a self,
+        io: Io,
+        next: Next<'b>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Reply>> + Send + 'f>>
     where
         Self: 'f,
     {
@@ -129,7 +184,10 @@ impl Filter for BadFuture {
     fn shape(&self, below: &DeviceInfo) -> Result<DeviceInfo> {
         Ok(*below)
     }
-    fn lifecycle<'a: 'f, 'b: 'f, 'f>(&'a self, _event: Lifecycle<'b>) -> std::pin::Pin<Box<dyn Future<Output = Result<Outcome>> + Send + 'f>>
+    fn lifecycle<'a: 'f, 'b: 'f, 'f>(
+        &'a self,
+        _event: Lifecycle<'b>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Outcome>> + Send + 'f>>
     where
         Self: 'f,
     {
@@ -162,7 +220,11 @@ async fn panic_in_the_destructor_of_a_filters_future_reaches_no_one() {
         }
         let registry = FilterRegistry::default().with(BadFuture);
         let policy = Policy::empty().with(FilterSpec::new("bad-drop"));
-        let disk = Disk::builder(Arc::<TestDevice>::clone(&device), TokioRt::new()).policy(policy, registry).open().await.unwrap();
+        let disk = Disk::builder(Arc::<TestDevice>::clone(&device), TokioRt::new())
+            .policy(policy, registry)
+            .open()
+            .await
+            .unwrap();
         disk.submit(write_of(0, 1, 512)).await.unwrap();
         let mut port = disk.port(2).unwrap();
         port.push(1, write_of(0, 2, 512)).unwrap();
@@ -178,21 +240,28 @@ async fn panic_in_the_destructor_of_a_filters_future_reaches_no_one() {
 
 #[tokio::test(start_paused = true)]
 async fn panicking_background_task_faults_or_bypasses_its_filter() {
-    for (bypass, health) in [(BypassSafety::Always, Health::Bypassed), (BypassSafety::Never, Health::Faulted)] {
-        let filter = passing(every_op("worker", class_of(bypass)).with_bypass(bypass)).on_open(|cx| {
-            let rt = Arc::clone(cx.rt());
-            cx.spawn("scan", async move {
-                rt.sleep(ms(10)).await;
-                panic!("in a task");
+    for (bypass, health) in [
+        (BypassSafety::Always, Health::Bypassed),
+        (BypassSafety::Never, Health::Faulted),
+    ] {
+        let filter =
+            passing(every_op("worker", class_of(bypass)).with_bypass(bypass)).on_open(|cx| {
+                let rt = Arc::clone(cx.rt());
+                cx.spawn("scan", async move {
+                    rt.sleep(ms(10)).await;
+                    panic!("in a task");
+                });
+                Ok(())
             });
-            Ok(())
-        });
         let disk = open(RamDisk::new(1 << 20), vec![filter]).await;
         sleep(ms(20)).await;
         assert_eq!(disk.state().layers[0].health, health);
         let event = &events_of(&disk, EventKind::FilterPanicked)[0];
         assert!(event.text.contains("task=scan"), "{event}");
-        assert_eq!(disk.submit(Io::flush()).await.is_ok(), bypass == BypassSafety::Always);
+        assert_eq!(
+            disk.submit(Io::flush()).await.is_ok(),
+            bypass == BypassSafety::Always
+        );
     }
 }
 
@@ -218,31 +287,49 @@ async fn background_task_panicking_during_open_faults_the_filter_too() {
     }
     let registry = FilterRegistry::default().with(Slow);
     let policy = Policy::empty().with(FilterSpec::new("slow-open"));
-    let disk = Disk::builder(Arc::new(RamDisk::new(1 << 20)), TokioRt::new()).policy(policy, registry).open().await.unwrap();
+    let disk = Disk::builder(Arc::new(RamDisk::new(1 << 20)), TokioRt::new())
+        .policy(policy, registry)
+        .open()
+        .await
+        .unwrap();
     assert_eq!(disk.state().layers[0].health, Health::Faulted);
 }
 
 #[tokio::test(start_paused = true)]
 async fn panic_in_a_life_cycle_call_is_caught_and_named() {
     for phase in [Phase::Prepare, Phase::Commit, Phase::Abort] {
-        for (bypass, health) in [(BypassSafety::Always, Health::Bypassed), (BypassSafety::Never, Health::Faulted)] {
-            let filter = passing(every_op("boom", class_of(bypass)).with_bypass(bypass)).on_life(move |verb, now| {
-                assert!(verb != "snapshot" || now != phase, "in life cycle");
-                Ok(Outcome::Done)
-            });
+        for (bypass, health) in [
+            (BypassSafety::Always, Health::Bypassed),
+            (BypassSafety::Never, Health::Faulted),
+        ] {
+            let filter = passing(every_op("boom", class_of(bypass)).with_bypass(bypass)).on_life(
+                move |verb, now| {
+                    assert!(verb != "snapshot" || now != phase, "in life cycle");
+                    Ok(Outcome::Done)
+                },
+            );
             let disk = open(RamDisk::new(1 << 20), vec![filter]).await;
             let prepared = disk.prepare(Verb::Snapshot { name: "s".into() }).await;
             match prepared {
                 Err(error) => {
                     assert_eq!((phase, bypass), (Phase::Prepare, BypassSafety::Never));
-                    assert_eq!((error.kind(), error.filter()), (ErrorKind::FilterFault, Some("boom")));
+                    assert_eq!(
+                        (error.kind(), error.filter()),
+                        (ErrorKind::FilterFault, Some("boom"))
+                    );
                 }
                 Ok(prepared) if phase == Phase::Abort => prepared.abort().await,
-                Ok(prepared) => prepared.commit(TokioRt::new().now() + secs(5), async { Ok(()) }).await.unwrap(),
+                Ok(prepared) => prepared
+                    .commit(TokioRt::new().now() + secs(5), async { Ok(()) })
+                    .await
+                    .unwrap(),
             }
             assert_eq!(disk.state().layers[0].health, health, "{phase:?}");
             let event = &events_of(&disk, EventKind::FilterPanicked)[0];
-            assert!(event.text.contains(phase.name()) && event.filter.as_deref() == Some("boom"), "{event}");
+            assert!(
+                event.text.contains(phase.name()) && event.filter.as_deref() == Some("boom"),
+                "{event}"
+            );
         }
     }
 }
@@ -306,9 +393,14 @@ impl FilterFactory for Asked {
 }
 
 async fn open_asked(asked: &Asked) -> Result<Disk> {
-    let registry = FilterRegistry::default().with(asked.clone()).with(passing(every_op("other", Class::Inspect)));
+    let registry = FilterRegistry::default()
+        .with(asked.clone())
+        .with(passing(every_op("other", Class::Inspect)));
     let policy = Policy::empty().with(FilterSpec::new("asked"));
-    Disk::builder(Arc::new(RamDisk::new(1 << 20)), TokioRt::new()).policy(policy, registry).open().await
+    Disk::builder(Arc::new(RamDisk::new(1 << 20)), TokioRt::new())
+        .policy(policy, registry)
+        .open()
+        .await
 }
 
 #[tokio::test]
@@ -327,10 +419,25 @@ async fn panic_in_shape_fails_the_verb_and_leaves_the_stack_as_it_was() {
     let asked = Asked::default();
     asked.shape.store(true, Ordering::Relaxed);
     let error = open_asked(&asked).await.unwrap_err();
-    assert_eq!((error.kind(), error.filter()), (ErrorKind::FilterFault, Some("asked")));
-    let registry = FilterRegistry::default().with(asked.clone()).with(passing(every_op("other", Class::Inspect)));
-    let disk = Disk::builder(Arc::new(RamDisk::new(1 << 20)), TokioRt::new()).policy(Policy::empty(), registry).open().await.unwrap();
-    assert_eq!(disk.attach(FilterSpec::new("asked")).await.unwrap_err().kind(), ErrorKind::FilterFault);
+    assert_eq!(
+        (error.kind(), error.filter()),
+        (ErrorKind::FilterFault, Some("asked"))
+    );
+    let registry = FilterRegistry::default()
+        .with(asked.clone())
+        .with(passing(every_op("other", Class::Inspect)));
+    let disk = Disk::builder(Arc::new(RamDisk::new(1 << 20)), TokioRt::new())
+        .policy(Policy::empty(), registry)
+        .open()
+        .await
+        .unwrap();
+    assert_eq!(
+        disk.attach(FilterSpec::new("asked"))
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::FilterFault
+    );
     assert!(disk.stack().await.is_empty());
     disk.attach(FilterSpec::new("other")).await.unwrap();
     disk.submit(Io::flush()).await.unwrap();
@@ -343,10 +450,18 @@ async fn panic_in_dirty_counts_everything_as_dirty_and_fails_a_flush_to() {
     let disk = open_asked(&asked).await.unwrap();
     asked.dirty.store(true, Ordering::Relaxed);
     assert_eq!(disk.dirty(Level::BackingDurable).bytes, u64::MAX);
-    assert_eq!(disk.dirty_extents(Level::BackingDurable, Extent::new(0, 4096)).bytes(), 4096);
+    assert_eq!(
+        disk.dirty_extents(Level::BackingDurable, Extent::new(0, 4096))
+            .bytes(),
+        4096
+    );
     let flushing = disk.flush_to(Level::BackingDurable).unwrap();
     assert!(flushing.wait(TokioRt::new().now() + secs(1)).await.is_err());
-    assert!(disk.set_dirty_policy(DirtyPolicy::WriteThrough).await.is_err());
+    assert!(
+        disk.set_dirty_policy(DirtyPolicy::WriteThrough)
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -354,9 +469,15 @@ async fn panic_in_allocation_answers_all_data() {
     let asked = Asked::default();
     let disk = open_asked(&asked).await.unwrap();
     let range = Extent::new(0, 1 << 20);
-    assert_eq!(disk.allocation(range).await.unwrap(), AllocationMap::uniform(range, Allocation::Hole));
+    assert_eq!(
+        disk.allocation(range).await.unwrap(),
+        AllocationMap::uniform(range, Allocation::Hole)
+    );
     asked.allocation.store(true, Ordering::Relaxed);
-    assert_eq!(disk.allocation(range).await.unwrap(), AllocationMap::uniform(range, Allocation::Data));
+    assert_eq!(
+        disk.allocation(range).await.unwrap(),
+        AllocationMap::uniform(range, Allocation::Data)
+    );
 }
 
 /// The bug: the map below a faulted filter was given as the disk's, so a hole below a cache that
@@ -368,33 +489,45 @@ async fn allocation_above_a_faulted_filter_is_all_data() {
     asked.state.store(true, Ordering::Relaxed);
     assert_eq!(disk.state().layers[0].health, Health::Faulted);
     let range = Extent::new(0, 1 << 20);
-    assert_eq!(disk.allocation(range).await.unwrap(), AllocationMap::uniform(range, Allocation::Data));
+    assert_eq!(
+        disk.allocation(range).await.unwrap(),
+        AllocationMap::uniform(range, Allocation::Data)
+    );
 }
 
 /// What a filter does wrong, by the byte at the start of the write.
 fn lying(bypass: BypassSafety) -> Custom {
-    custom(every_op("liar", class_of(bypass)).with_content(Content::Unchanged).with_bypass(bypass), |io, next| {
-        Box::pin(async move {
-            let lie = match &io.op {
-                Op::Write { data, .. } => data[0],
-                Op::Read { extent } => u8::try_from(extent.offset() / 512).unwrap_or(0),
-                _ => 0,
-            };
-            match lie {
-                1 => return Ok(Reply::Data(vec![0; 512].into())),
-                2 if io.op.kind() == OpKind::Read => return Ok(Reply::Data(vec![9; 100].into())),
-                3 if io.op.kind() == OpKind::Read => return Ok(Reply::Data(vec![9; 1024].into())),
-                4 if io.op.kind() == OpKind::Read => return Ok(Reply::Done),
-                5 => next.read(Extent::new(1 << 20, 512)).await.map(drop)?,
-                6 => next.write(100, vec![0; 512].into()).await?,
-                7 => next.write_zeroes(Extent::new(0, 0)).await?,
-                8 => next.write(u64::MAX, vec![0; 512].into()).await?,
-                9 => next.read(Extent::new(0, 64 << 20)).await.map(drop)?,
-                _ => {}
-            }
-            next.submit(io).await
-        })
-    })
+    custom(
+        every_op("liar", class_of(bypass))
+            .with_content(Content::Unchanged)
+            .with_bypass(bypass),
+        |io, next| {
+            Box::pin(async move {
+                let lie = match &io.op {
+                    Op::Write { data, .. } => data[0],
+                    Op::Read { extent } => u8::try_from(extent.offset() / 512).unwrap_or(0),
+                    _ => 0,
+                };
+                match lie {
+                    1 => return Ok(Reply::Data(vec![0; 512].into())),
+                    2 if io.op.kind() == OpKind::Read => {
+                        return Ok(Reply::Data(vec![9; 100].into()));
+                    }
+                    3 if io.op.kind() == OpKind::Read => {
+                        return Ok(Reply::Data(vec![9; 1024].into()));
+                    }
+                    4 if io.op.kind() == OpKind::Read => return Ok(Reply::Done),
+                    5 => next.read(Extent::new(1 << 20, 512)).await.map(drop)?,
+                    6 => next.write(100, vec![0; 512].into()).await?,
+                    7 => next.write_zeroes(Extent::new(0, 0)).await?,
+                    8 => next.write(u64::MAX, vec![0; 512].into()).await?,
+                    9 => next.read(Extent::new(0, 64 << 20)).await.map(drop)?,
+                    _ => {}
+                }
+                next.submit(io).await
+            })
+        },
+    )
 }
 
 #[tokio::test]
@@ -404,15 +537,30 @@ async fn lie_of_a_filter_fails_that_io_only_and_names_it() {
     let mut lies = 0;
     for byte in [1, 5, 6, 7, 8, 9] {
         let error = disk.submit(write_of(0, byte, 512)).await.unwrap_err();
-        assert_eq!((error.kind(), error.filter()), (ErrorKind::FilterFault, Some("liar")), "{byte}");
+        assert_eq!(
+            (error.kind(), error.filter()),
+            (ErrorKind::FilterFault, Some("liar")),
+            "{byte}"
+        );
         lies += 1;
     }
     for block in [2, 3, 4] {
-        let error = disk.submit(Io::read(Extent::new(block * 512, 512))).await.unwrap_err();
-        assert_eq!((error.kind(), error.filter()), (ErrorKind::FilterFault, Some("liar")), "{block}");
+        let error = disk
+            .submit(Io::read(Extent::new(block * 512, 512)))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (error.kind(), error.filter()),
+            (ErrorKind::FilterFault, Some("liar")),
+            "{block}"
+        );
         lies += 1;
     }
-    assert!(device.started().is_empty(), "nothing wrong came down: {:?}", device.started());
+    assert!(
+        device.started().is_empty(),
+        "nothing wrong came down: {:?}",
+        device.started()
+    );
     assert_eq!(events_of(&disk, EventKind::FilterLied).len(), lies);
     let layer = &disk.state().layers[0];
     assert_eq!((layer.health, layer.faults), (Health::Active, lies as u64));
@@ -451,9 +599,17 @@ async fn operation_that_the_descriptor_refuses_is_stopped() {
     });
     let disk = open(Arc::clone(&device), vec![sneaky]).await;
     let error = disk.submit(write_of(0, 1, 512)).await.unwrap_err();
-    assert_eq!((error.kind(), error.filter()), (ErrorKind::FilterFault, Some("sneaky")));
+    assert_eq!(
+        (error.kind(), error.filter()),
+        (ErrorKind::FilterFault, Some("sneaky"))
+    );
     assert_eq!(device.count(OpKind::Discard), 0);
-    assert!(events_of(&disk, EventKind::FilterLied)[0].text.contains("containment.rs"), "says where");
+    assert!(
+        events_of(&disk, EventKind::FilterLied)[0]
+            .text
+            .contains("containment.rs"),
+        "says where"
+    );
 }
 
 /// The bug: what a filter sent down through `lower()` while it was being opened was not checked.
@@ -464,14 +620,25 @@ async fn lower_io_is_checked_while_the_filter_opens_and_after() {
     #[async_trait]
     impl FilterFactory for Opener {
         fn descriptor(&self) -> Descriptor {
-            Descriptor::new("opener", "1", Class::Cache).intercept(&[OpKind::Read, OpKind::Write, OpKind::Flush])
+            Descriptor::new("opener", "1", Class::Cache).intercept(&[
+                OpKind::Read,
+                OpKind::Write,
+                OpKind::Flush,
+            ])
         }
         async fn prepare(&self, cx: &AttachContext) -> Result<()> {
-            assert_eq!(cx.lower().submit(Io::flush()).await.unwrap_err().kind(), ErrorKind::Gone);
+            assert_eq!(
+                cx.lower().submit(Io::flush()).await.unwrap_err().kind(),
+                ErrorKind::Gone
+            );
             Ok(())
         }
         async fn open(&self, cx: AttachContext) -> Result<Arc<dyn Filter>> {
-            for io in [Io::discard(Extent::new(0, 512)), write_of(100, 1, 512), Io::read(Extent::new(1 << 20, 512))] {
+            for io in [
+                Io::discard(Extent::new(0, 512)),
+                write_of(100, 1, 512),
+                Io::read(Extent::new(1 << 20, 512)),
+            ] {
                 let kind = cx.lower().submit(io).await.err().map(|error| error.kind());
                 self.1.lock().unwrap().extend(kind);
             }
@@ -483,9 +650,20 @@ async fn lower_io_is_checked_while_the_filter_opens_and_after() {
     let device = TestDevice::native();
     let registry = FilterRegistry::default().with(opener.clone());
     let policy = Policy::empty().with(FilterSpec::new("opener"));
-    let _disk = Disk::builder(Arc::<TestDevice>::clone(&device), TokioRt::new()).policy(policy, registry).open().await.unwrap();
-    for io in [Io::discard(Extent::new(0, 512)), write_of(100, 1, 512), Io::read(Extent::new(1 << 20, 512))] {
-        assert_eq!(opener.0.get().unwrap().submit(io).await.unwrap_err().kind(), ErrorKind::FilterFault);
+    let _disk = Disk::builder(Arc::<TestDevice>::clone(&device), TokioRt::new())
+        .policy(policy, registry)
+        .open()
+        .await
+        .unwrap();
+    for io in [
+        Io::discard(Extent::new(0, 512)),
+        write_of(100, 1, 512),
+        Io::read(Extent::new(1 << 20, 512)),
+    ] {
+        assert_eq!(
+            opener.0.get().unwrap().submit(io).await.unwrap_err().kind(),
+            ErrorKind::FilterFault
+        );
     }
     assert!(device.started().is_empty());
     assert_eq!(*opener.1.lock().unwrap(), [ErrorKind::FilterFault; 3]);
@@ -498,15 +676,28 @@ async fn device_that_answers_wrongly_or_panics_is_named_as_device() {
         assert!(io.op.kind() != OpKind::Write, "device broke");
         Box::pin(async { Ok(()) })
     });
-    let disk = open(Arc::clone(&device), vec![passing(every_op("good", Class::Cache))]).await;
+    let disk = open(
+        Arc::clone(&device),
+        vec![passing(every_op("good", Class::Cache))],
+    )
+    .await;
     let error = disk.submit(write_of(0, 1, 512)).await.unwrap_err();
     assert_eq!((error.kind(), error.filter()), (ErrorKind::Internal, None));
-    assert!(error.message().starts_with("the device panicked"), "{error}");
-    assert_eq!(disk.state().layers[0].health, Health::Active, "the filter is not to blame");
+    assert!(
+        error.message().starts_with("the device panicked"),
+        "{error}"
+    );
+    assert_eq!(
+        disk.state().layers[0].health,
+        Health::Active,
+        "the filter is not to blame"
+    );
 }
 
 fn hanging(after_forwarding: bool, bypass: BypassSafety, class: Class) -> Custom {
-    let descriptor = every_op("hang", class).with_content(Content::Unchanged).with_bypass(bypass);
+    let descriptor = every_op("hang", class)
+        .with_content(Content::Unchanged)
+        .with_bypass(bypass);
     custom(descriptor, move |io, next| {
         Box::pin(async move {
             if io.op.kind() != OpKind::Write {
@@ -524,7 +715,15 @@ fn hanging(after_forwarding: bool, bypass: BypassSafety, class: Class) -> Custom
 async fn hanging_observer_is_reported_and_bypassed_after_three_seconds() {
     for after_forwarding in [false, true] {
         let device = TestDevice::native();
-        let disk = open(Arc::clone(&device), vec![hanging(after_forwarding, BypassSafety::Always, Class::Inspect)]).await;
+        let disk = open(
+            Arc::clone(&device),
+            vec![hanging(
+                after_forwarding,
+                BypassSafety::Always,
+                Class::Inspect,
+            )],
+        )
+        .await;
         let mut port = disk.port(4).unwrap();
         let start = tokio::time::Instant::now();
         port.push(1, write_of(0, 5, 512)).unwrap();
@@ -532,18 +731,33 @@ async fn hanging_observer_is_reported_and_bypassed_after_three_seconds() {
         assert_eq!(port.next().await.tag, 2, "other IO is not held up");
         assert!(start.elapsed() < ms(1));
         port.next().await.result.unwrap();
-        assert!((secs(3)..=ms(3600)).contains(&start.elapsed()), "{:?}", start.elapsed());
-        assert_eq!(device.count(OpKind::Write), 1, "forwarded={after_forwarding}");
+        assert!(
+            (secs(3)..=ms(3600)).contains(&start.elapsed()),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(
+            device.count(OpKind::Write),
+            1,
+            "forwarded={after_forwarding}"
+        );
         assert_eq!(device.content(0, 512), vec![5; 512]);
         let stalled = &events_of(&disk, EventKind::IoStalled)[0];
-        assert_eq!((stalled.filter.as_deref(), stalled.op), (Some("hang"), Some(OpKind::Write)));
+        assert_eq!(
+            (stalled.filter.as_deref(), stalled.op),
+            (Some("hang"), Some(OpKind::Write))
+        );
         assert_eq!(disk.state().layers[0].health, Health::Bypassed);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn hanging_qos_filter_has_as_long_as_the_guest() {
-    let disk = open(TestDevice::native(), vec![hanging(false, BypassSafety::Always, Class::Qos)]).await;
+    let disk = open(
+        TestDevice::native(),
+        vec![hanging(false, BypassSafety::Always, Class::Qos)],
+    )
+    .await;
     let start = tokio::time::Instant::now();
     disk.submit(write_of(0, 5, 512)).await.unwrap();
     assert!((secs(20)..secs(22)).contains(&start.elapsed()));
@@ -552,20 +766,34 @@ async fn hanging_qos_filter_has_as_long_as_the_guest() {
 #[tokio::test(start_paused = true)]
 async fn io_that_a_filter_never_answers_fails_at_twenty_seconds_and_stays_fenced() {
     let device = TestDevice::native();
-    device.slow(secs(30), |op| matches!(op, Op::Write { data, .. } if data[0] == 1));
-    let disk = open(Arc::clone(&device), vec![passing(every_op("cache", Class::Cache))]).await;
+    device.slow(
+        secs(30),
+        |op| matches!(op, Op::Write { data, .. } if data[0] == 1),
+    );
+    let disk = open(
+        Arc::clone(&device),
+        vec![passing(every_op("cache", Class::Cache))],
+    )
+    .await;
     let mut port = disk.port(4).unwrap();
     let start = tokio::time::Instant::now();
     port.push(1, write_of(0, 1, 512)).unwrap();
     let done = port.next().await;
     assert_eq!(done.result.unwrap_err().kind(), ErrorKind::TimedOut);
-    assert!((secs(20)..secs(22)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(
+        (secs(20)..secs(22)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
     assert_eq!(disk.state().orphans, 1);
     port.push(2, write_of(512, 2, 512)).unwrap();
     assert!(port.next().await.result.is_ok(), "other ranges go on");
     port.push(3, write_of(0, 3, 512)).unwrap();
     assert!(port.next().await.result.is_ok());
-    assert!(start.elapsed() >= secs(30), "the newer write waited for the late one");
+    assert!(
+        start.elapsed() >= secs(30),
+        "the newer write waited for the late one"
+    );
     assert_eq!(device.content(0, 512), vec![3; 512]);
     assert_eq!(events_of(&disk, EventKind::IoExpired).len(), 1);
     assert_eq!(disk.stats().ops[1].errors, 1);
@@ -576,12 +804,18 @@ async fn io_that_a_filter_never_answers_fails_at_twenty_seconds_and_stays_fenced
 #[tokio::test(start_paused = true)]
 async fn retries_of_a_timed_out_write_all_time_out_and_the_newest_wins() {
     let device = TestDevice::native();
-    device.slow(secs(70), |op| matches!(op, Op::Write { data, .. } if data[0] == 1));
+    device.slow(
+        secs(70),
+        |op| matches!(op, Op::Write { data, .. } if data[0] == 1),
+    );
     let disk = open(Arc::clone(&device), vec![]).await;
     let mut port = disk.port(4).unwrap();
     for byte in 1..=3u8 {
         port.push(byte.into(), write_of(0, byte, 512)).unwrap();
-        assert_eq!(port.next().await.result.unwrap_err().kind(), ErrorKind::TimedOut);
+        assert_eq!(
+            port.next().await.result.unwrap_err().kind(),
+            ErrorKind::TimedOut
+        );
     }
     sleep(secs(60)).await;
     assert_eq!((disk.state().orphans, disk.state().in_flight), (0, 0));
@@ -611,7 +845,12 @@ async fn slow_io_of_a_filters_own_is_reported_and_not_failed() {
         Ok(())
     });
     let disk = open(device, vec![filter]).await;
-    lower.get().unwrap().submit(write_of(0, 1, 512)).await.unwrap();
+    lower
+        .get()
+        .unwrap()
+        .submit(write_of(0, 1, 512))
+        .await
+        .unwrap();
     assert_eq!(events_of(&disk, EventKind::IoStalled).len(), 1);
 }
 
@@ -638,7 +877,11 @@ async fn slow_recovery_of_an_attached_filter_is_not_an_observers_fault() {
     device.slow(secs(5), |op| op.kind() == OpKind::Read);
     let observer = passing(every_op("audit", Class::Inspect));
     let (policy, registry) = registry(vec![observer]);
-    let disk = Disk::builder(device, TokioRt::new()).policy(policy, registry.with(Recovering)).open().await.unwrap();
+    let disk = Disk::builder(device, TokioRt::new())
+        .policy(policy, registry.with(Recovering))
+        .open()
+        .await
+        .unwrap();
     disk.attach(FilterSpec::new("recovering")).await.unwrap();
     assert_eq!(disk.state().layers[0].health, Health::Active);
 }
@@ -660,15 +903,26 @@ async fn filter_that_drops_next_half_way_is_named_and_the_write_lands() {
     });
     let disk = open(Arc::clone(&device), vec![hasty]).await;
     disk.submit(write_of(0, 8, 512)).await.unwrap();
-    assert_eq!(events_of(&disk, EventKind::IoOrphaned)[0].filter.as_deref(), Some("hasty"));
-    assert_eq!(read_all(&disk, 0, 512).await, vec![8; 512], "the read waits for it");
+    assert_eq!(
+        events_of(&disk, EventKind::IoOrphaned)[0].filter.as_deref(),
+        Some("hasty")
+    );
+    assert_eq!(
+        read_all(&disk, 0, 512).await,
+        vec![8; 512],
+        "the read waits for it"
+    );
 }
 
 #[tokio::test]
 async fn filter_that_forwards_twice_answers_once() {
     let device = TestDevice::native();
     let twice = custom(every_op("twice", Class::Cache), |io, next| {
-        Box::pin(async move { futures::future::join(next.submit(io.clone()), next.submit(io)).await.0 })
+        Box::pin(async move {
+            futures::future::join(next.submit(io.clone()), next.submit(io))
+                .await
+                .0
+        })
     });
     let disk = open(Arc::clone(&device), vec![twice]).await;
     let mut port = disk.port(4).unwrap();
@@ -689,13 +943,19 @@ async fn recursion_of_a_filter_through_the_disk_ends_in_time_outs() {
     });
     let disk = open(RamDisk::new(1 << 20), vec![looping]).await;
     own.set(disk.clone()).unwrap();
-    let error = within(120, disk.submit(Io::read(Extent::new(0, 512)))).await.unwrap_err();
+    let error = within(120, disk.submit(Io::read(Extent::new(0, 512))))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
 }
 
 #[tokio::test(start_paused = true)]
 async fn fault_on_one_disk_leaves_another_alone() {
-    let bad = open(TestDevice::native(), vec![panicking(At::BeforeNext, BypassSafety::Never)]).await;
+    let bad = open(
+        TestDevice::native(),
+        vec![panicking(At::BeforeNext, BypassSafety::Never)],
+    )
+    .await;
     let calls = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&calls);
     let good = open(

@@ -1,5 +1,14 @@
 //! What the framework does itself: zeroes by writes, discard by nothing, fua by a flush, large IO
 //! in pieces, small IO by read-modify-write.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::items_after_statements,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::wildcard_imports,
+    reason = "tests own their runtime, and may fail"
+)]
 mod support;
 
 use std::sync::{
@@ -12,13 +21,13 @@ use support::*;
 use vaio_core::*;
 
 /// An observer that is fine until told; accepts fua.
-fn panics_on(name: &'static str, kind: OpKind, after_next: bool) -> Custom {
+fn panics_on(name: &'static str, kind: OpKind, after_next: Option<u64>) -> Custom {
     custom(every_op(name, Class::Inspect), move |io, next| {
         Box::pin(async move {
             if io.op.kind() != kind {
                 return next.submit(io).await;
             }
-            if after_next {
+            if let Some(wait) = after_next {
                 let mut below = next.submit(io);
                 for _ in 0..2 {
                     if let Some(result) = poll_once(&mut below).await {
@@ -26,7 +35,7 @@ fn panics_on(name: &'static str, kind: OpKind, after_next: bool) -> Custom {
                     }
                     tokio::task::yield_now().await;
                 }
-                tokio::time::sleep(ms(15)).await;
+                tokio::time::sleep(ms(wait)).await;
                 let _ = poll_once(&mut below).await;
             }
             panic!("on purpose")
@@ -44,7 +53,7 @@ async fn observer_failing_above_a_split_write_does_not_ack_a_part_as_the_whole()
     device.slow(ms(10), |op| op.kind() == OpKind::Write);
     let disk = open(
         Arc::clone(&device),
-        vec![panics_on("observer", OpKind::Write, true)],
+        vec![panics_on("observer", OpKind::Write, Some(15))],
     )
     .await;
     disk.submit(write_of(0, 9, 32 << 10)).await.unwrap();
@@ -65,7 +74,7 @@ async fn observer_failing_above_a_split_read_answers_with_all_of_it() {
     let device = TestDevice::new(info);
     let disk = open(
         Arc::clone(&device),
-        vec![panics_on("observer", OpKind::Read, true)],
+        vec![panics_on("observer", OpKind::Read, Some(15))],
     )
     .await;
     let data: Vec<u8> = (0..32u32 << 10).map(|i| (i / 512) as u8).collect();
@@ -80,20 +89,19 @@ async fn observer_failing_above_a_split_read_answers_with_all_of_it() {
 /// without the flush.
 #[tokio::test(start_paused = true)]
 async fn observer_failing_above_fua_by_flush_keeps_the_flush() {
-    let device = TestDevice::volatile();
-    device.slow(ms(10), |_| true);
-    let disk = open(
-        Arc::clone(&device),
-        vec![panics_on("observer", OpKind::Write, true)],
-    )
-    .await;
-    disk.submit(write_of(0, 9, 512).with_fua()).await.unwrap();
-    let kinds: Vec<_> = device.ended().iter().map(Op::kind).collect();
-    assert_eq!(
-        kinds,
-        [OpKind::Write, OpKind::Flush],
-        "both done before the ack, each once"
-    );
+    for wait in [5, 15] {
+        let device = TestDevice::volatile();
+        device.slow(ms(10), |_| true);
+        let observer = panics_on("observer", OpKind::Write, Some(wait));
+        let disk = open(Arc::clone(&device), vec![observer]).await;
+        disk.submit(write_of(0, 9, 512).with_fua()).await.unwrap();
+        let kinds: Vec<_> = device.ended().iter().map(Op::kind).collect();
+        assert_eq!(
+            kinds,
+            [OpKind::Write, OpKind::Flush],
+            "both done before the ack, each once, wait={wait}"
+        );
+    }
 }
 
 /// The bug: the write half of an emulated fua marked the IO as done, so an observer's panic in
@@ -101,7 +109,7 @@ async fn observer_failing_above_fua_by_flush_keeps_the_flush() {
 #[tokio::test(start_paused = true)]
 async fn observer_failing_in_the_flush_half_of_a_fua_keeps_the_flush() {
     let device = TestDevice::volatile();
-    let mut observer = panics_on("observer", OpKind::Flush, false);
+    let mut observer = panics_on("observer", OpKind::Flush, None);
     observer.descriptor = Descriptor::new("observer", "1", Class::Inspect).intercept(&OpKind::ALL);
     let disk = open(Arc::clone(&device), vec![observer]).await;
     disk.submit(write_of(0, 9, 512).with_fua()).await.unwrap();
@@ -448,6 +456,10 @@ async fn sub_block_writes_that_share_a_block_keep_each_others_bytes() {
 }
 
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "a point in a space of switches"
+)]
 struct Setup {
     native: bool,
     volatile: bool,

@@ -1,4 +1,13 @@
 //! Who owns an IO in flight: dropping a handle drops the answer, never the IO.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::items_after_statements,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::wildcard_imports,
+    reason = "tests own their runtime, and may fail"
+)]
 mod support;
 
 use std::{
@@ -447,11 +456,11 @@ async fn disk_dropped_without_close_ends_its_background_tasks() {
     let filter = passing(every_op("worker", Class::Inspect)).on_open(move |cx| {
         let (own, held) = (cx.clone(), Arc::clone(&held));
         cx.spawn("loop", async move {
-            let _held = held;
             while let Some(step) = own.step().await {
                 drop(step);
                 own.rt().sleep(Duration::from_secs(1)).await;
             }
+            drop(held);
         });
         Ok(())
     });

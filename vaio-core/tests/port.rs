@@ -1,4 +1,13 @@
 //! The port: one completion per push, limits, ownership of what is in flight.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::items_after_statements,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::wildcard_imports,
+    reason = "tests own their runtime, and may fail"
+)]
 mod support;
 
 use std::{sync::Arc, time::Duration};

@@ -1,4 +1,13 @@
 //! A quiesce that ends is told of, however it ends.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    clippy::items_after_statements,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    clippy::wildcard_imports,
+    reason = "tests own their runtime, and may fail"
+)]
 mod support;
 
 use support::*;

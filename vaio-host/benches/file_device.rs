@@ -8,6 +8,11 @@
     clippy::disallowed_methods,
     reason = "a benchmark owns the clock and its tasks"
 )]
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures have three digits; blocks are small"
+)]
 
 use std::{
     process::ExitCode,

@@ -59,7 +59,8 @@ impl HostRuntime {
     /// devices of this crate.
     #[expect(
         clippy::disallowed_methods,
-        reason = "this is the door that others come through"
+        clippy::new_ret_no_self,
+        reason = "this is the door that others come through, and it is used as one"
     )]
     pub fn new(handle: Handle) -> Rt {
         Arc::new(Self {
@@ -71,7 +72,7 @@ impl HostRuntime {
     /// A runtime door over the tokio runtime that the caller runs on.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] outside a tokio runtime.
+    /// [`Config`](vaio_core::ErrorKind::Config) outside a tokio runtime.
     pub fn current() -> Result<Rt> {
         let handle = Handle::try_current().map_err(|cause| {
             Error::config("no tokio runtime here: call this inside block_on").with_source(cause)
@@ -85,7 +86,7 @@ impl HostRuntime {
     /// Offloaded work that has started is waited for; what is still in its queue is not run.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] where the operating system refuses what a runtime needs (descriptors).
+    /// [`Io`](vaio_core::ErrorKind::Io) where the operating system refuses what a runtime needs (descriptors).
     pub fn run<F, Fut>(main: F) -> Result<Fut::Output>
     where
         F: FnOnce(Rt) -> Fut,

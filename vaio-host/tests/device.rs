@@ -7,6 +7,11 @@
     clippy::disallowed_methods,
     reason = "tests wait for processes and own their threads"
 )]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    reason = "small disks; a test that cannot go on fails"
+)]
 
 use std::{
     fs::File,
@@ -153,7 +158,10 @@ async fn whole_disk_reads_as(device: &Device, model: &[u8]) {
     for piece in Extent::new(0, SIZE).split(max) {
         let data = device.read(piece.offset(), piece.len()).await.unwrap();
         let from = piece.offset() as usize;
-        assert!(data[..] == model[from..from + piece.len() as usize], "{piece}");
+        assert!(
+            data[..] == model[from..from + piece.len() as usize],
+            "{piece}"
+        );
     }
 }
 
@@ -205,7 +213,12 @@ async fn random_operations(device: &Device, model: &mut [u8]) {
                     model[range].fill(0);
                     let may_unmap = random.below(2) == 0;
                     let fast_only = false;
-                    Op::WriteZeroes { extent, may_unmap, fast_only, fua }
+                    Op::WriteZeroes {
+                        extent,
+                        may_unmap,
+                        fast_only,
+                        fua,
+                    }
                 }
                 3 if caps.prefetch != Support::None => Op::Prefetch { extent },
                 _ => Op::Read { extent },
@@ -238,7 +251,10 @@ async fn overlapping_writes_leave_whole_blocks(device: &Device, model: &mut [u8]
     for (at, content) in data.chunks(block).enumerate() {
         let is_one = content.iter().all(|byte| *byte == content[0]);
         assert!(is_one || at >= 19, "block {at} is mixed");
-        assert!(at >= 19 || (1..=8).contains(&content[0]), "block {at} is lost");
+        assert!(
+            at >= 19 || (1..=8).contains(&content[0]),
+            "block {at} is lost"
+        );
     }
     model[..data.len()].copy_from_slice(&data);
 }
@@ -278,8 +294,8 @@ async fn allocation_tiles_and_tells_no_lies(device: &Device, model: &[u8]) {
     }
 }
 
-fn file_behaves(options: FileOptions, dir: TempDir) {
-    let path = image(&dir, SIZE);
+fn file_behaves(options: FileOptions, dir: &TempDir) {
+    let path = image(dir, SIZE);
     run(|rt| async move {
         let device = FileDevice::open(&path, &options, &rt).unwrap();
         if options.engine == Engine::Threads {
@@ -296,26 +312,26 @@ fn ram_disk_behaves() {
 
 #[test]
 fn file_direct_behaves() {
-    file_behaves(FileOptions::default(), tempfile::tempdir().unwrap());
+    file_behaves(FileOptions::default(), &tempfile::tempdir().unwrap());
 }
 
 #[test]
 fn file_buffered_behaves() {
     let options = FileOptions::default().with_direct(Direct::Off);
-    file_behaves(options, tempfile::tempdir().unwrap());
+    file_behaves(options, &tempfile::tempdir().unwrap());
 }
 
 #[test]
 fn file_in_4k_blocks_behaves() {
     let options = FileOptions::default().with_logical_block(4096);
-    file_behaves(options, tempfile::tempdir().unwrap());
+    file_behaves(options, &tempfile::tempdir().unwrap());
 }
 
 #[test]
 fn file_threads_behaves() {
     for direct in [Direct::Auto, Direct::Off] {
         let options = FileOptions::default().with_engine(Engine::Threads);
-        file_behaves(options.with_direct(direct), tempfile::tempdir().unwrap());
+        file_behaves(options.with_direct(direct), &tempfile::tempdir().unwrap());
     }
 }
 
@@ -325,7 +341,7 @@ fn file_on_tmpfs_behaves() {
     let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
         return;
     };
-    file_behaves(FileOptions::default(), dir);
+    file_behaves(FileOptions::default(), &dir);
 }
 
 #[test]
@@ -366,7 +382,11 @@ fn nbdkit_without_structured_replies_behaves() {
 fn nbdkit_with_4k_blocks_behaves() {
     let dir = tempfile::tempdir().unwrap();
     let filter = ["--filter=blocksize-policy", "memory", "12M"];
-    let policy = ["blocksize-minimum=4096", "blocksize-maximum=1M", "blocksize-error-policy=error"];
+    let policy = [
+        "blocksize-minimum=4096",
+        "blocksize-maximum=1M",
+        "blocksize-error-policy=error",
+    ];
     let Some(server) = nbdkit(&dir, &[&filter[..], &policy[..]].concat()) else {
         return;
     };
@@ -406,7 +426,10 @@ fn allocation_tells_hole_from_data() {
             [
                 (Extent::new(0, 1 << 20), Allocation::Hole),
                 (Extent::new(1 << 20, 64 << 10), Allocation::Data),
-                (Extent::new((1 << 20) + (64 << 10), SIZE - (1 << 20) - (64 << 10)), Allocation::Hole),
+                (
+                    Extent::new((1 << 20) + (64 << 10), SIZE - (1 << 20) - (64 << 10)),
+                    Allocation::Hole
+                ),
             ]
         );
     };
@@ -440,7 +463,10 @@ fn fast_only_zeroes_where_not_fast_are_unsupported_and_change_nothing() {
                 fua: false,
             }))
         };
-        assert_eq!(zero(false).await.unwrap_err().kind(), ErrorKind::Unsupported);
+        assert_eq!(
+            zero(false).await.unwrap_err().kind(),
+            ErrorKind::Unsupported
+        );
         assert_eq!(device.read(0, 4096).await.unwrap(), vec![5; 4096]);
         zero(true).await.unwrap();
         assert_eq!(device.read(0, 4096).await.unwrap(), vec![0; 4096]);
@@ -456,7 +482,10 @@ fn read_only_file_refuses_mutations_and_answers_flush() {
         let device = FileDevice::open(&path, &options, &rt).unwrap();
         let error = device.write(0, vec![1; 512]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ReadOnly);
-        assert_eq!(device.discard(0, 512).await.unwrap_err().kind(), ErrorKind::ReadOnly);
+        assert_eq!(
+            device.discard(0, 512).await.unwrap_err().kind(),
+            ErrorKind::ReadOnly
+        );
         device.flush().await.unwrap();
         assert_eq!(device.read(0, 512).await.unwrap(), vec![0; 512]);
     });
@@ -468,14 +497,27 @@ fn truncated_file_fails_reads_with_the_path() {
     let path = image(&dir, SIZE);
     run(|rt| async move {
         for direct in [Direct::Auto, Direct::Off] {
-            File::options().write(true).open(&path).unwrap().set_len(SIZE).unwrap();
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(SIZE)
+                .unwrap();
             let options = FileOptions::default().with_direct(direct);
             let device = FileDevice::open(&path, &options, &rt).unwrap();
-            File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(4096)
+                .unwrap();
             let error = device.read(4096, 8192).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Io);
             let line = error.to_line();
-            assert!(line.contains("shorter") && line.contains("disk.img"), "{line}");
+            assert!(
+                line.contains("shorter") && line.contains("disk.img"),
+                "{line}"
+            );
             let error = device.read(0, 8192).await.unwrap_err();
             assert_eq!(error.extent(), Some(Extent::new(0, 8192)));
         }
@@ -538,11 +580,16 @@ fn submit_from_other_threads_works() {
             .map(|lane| {
                 let device = Arc::clone(&device);
                 rt.offload_with(move || {
-                    let other = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                    let other = tokio::runtime::Builder::new_current_thread()
+                        .build()
+                        .unwrap();
                     other.block_on(async {
                         for at in 0..100 {
                             let offset = (lane * 100 + at) * 4096;
-                            device.write(offset, vec![lane as u8 + 1; 4096]).await.unwrap();
+                            device
+                                .write(offset, vec![lane as u8 + 1; 4096])
+                                .await
+                                .unwrap();
                             let data = device.read(offset, 4096).await.unwrap();
                             assert_eq!(data, vec![lane as u8 + 1; 4096]);
                         }
@@ -602,7 +649,10 @@ fn qemus_lock_keeps_us_out_until_it_ends() {
     let error = ImageLock::take(&path, ImageUse::Write).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     let line = error.to_line();
-    assert!(line.contains("disk.img") && line.contains("stop that first"), "{line}");
+    assert!(
+        line.contains("disk.img") && line.contains("stop that first"),
+        "{line}"
+    );
     drop(server);
     ImageLock::take(&path, ImageUse::Write).unwrap();
 }
@@ -623,8 +673,15 @@ fn lost_connection_fails_all_io_as_gone_for_later() {
         };
         let (results, ()) = futures::join!(ios, kill);
         let later = device.write(0, vec![1; 512]).await;
-        for error in results.into_iter().map(Result::unwrap_err).chain(later.err()) {
-            assert_eq!((error.kind(), error.retry()), (ErrorKind::Gone, Retry::Later));
+        for error in results
+            .into_iter()
+            .map(Result::unwrap_err)
+            .chain(later.err())
+        {
+            assert_eq!(
+                (error.kind(), error.retry()),
+                (ErrorKind::Gone, Retry::Later)
+            );
         }
         assert_eq!(device.flush().await.unwrap_err().kind(), ErrorKind::Gone);
     });
@@ -637,19 +694,29 @@ fn nbd_mistakes_are_one_clear_line() {
     let open = |text: String| {
         run(|rt| async move {
             let spec: Spec = text.parse().unwrap();
-            open_spec(&spec, &FileOptions::default(), &rt).await.unwrap_err()
+            open_spec(&spec, &FileOptions::default(), &rt)
+                .await
+                .unwrap_err()
         })
     };
     let error = open(missing);
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_line().contains("is the NBD server running"), "{}", error.to_line());
+    assert!(
+        error.to_line().contains("is the NBD server running"),
+        "{}",
+        error.to_line()
+    );
     let path = image(&dir, SIZE);
     let Some(server) = qemu_nbd(&dir, &path) else {
         return;
     };
     let error = open(server.uri.replace("/?", "/other?"));
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_line().contains("no such export"), "{}", error.to_line());
+    assert!(
+        error.to_line().contains("no such export"),
+        "{}",
+        error.to_line()
+    );
 }
 
 #[test]
@@ -668,5 +735,54 @@ fn nbd_server_error_keeps_the_connection() {
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert_eq!(error.extent(), Some(Extent::new(0, 512)));
         assert_eq!(device.read(0, 512).await.unwrap(), vec![0; 512]);
+    });
+}
+
+/// Certificates as NBD tools lay them out.
+fn certificates(dir: &Path) {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = KeyPair::generate().unwrap();
+    let root = authority.self_signed(&authority_key).unwrap();
+    let issuer = Issuer::new(authority, authority_key);
+    let key = KeyPair::generate().unwrap();
+    let server = CertificateParams::new(vec!["localhost".into()]).unwrap();
+    let server = server.signed_by(&key, &issuer).unwrap();
+    let write = |name: &str, text: String| std::fs::write(dir.join(name), text).unwrap();
+    write("ca-cert.pem", root.pem());
+    write("server-cert.pem", server.pem());
+    write("server-key.pem", key.serialize_pem());
+}
+
+#[test]
+fn nbd_over_tls_behaves_and_plain_is_told_to_use_it() {
+    let (dir, wrong) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    certificates(dir.path());
+    certificates(wrong.path());
+    let option = format!("--tls-certificates={}", dir.path().display());
+    let Some(server) = nbdkit(&dir, &["--tls=require", &option, "memory", "12M"]) else {
+        return;
+    };
+    run(|rt| async move {
+        let options = FileOptions::default();
+        let plain: Spec = server.uri.parse().unwrap();
+        let error = open_spec(&plain, &options, &rt).await.unwrap_err();
+        assert!(error.to_line().contains("use nbds"), "{}", error.to_line());
+        let uri = server.uri.replace("nbd+", "nbds+");
+        let with = |dir: &TempDir| -> Spec {
+            let text = format!("{uri}&tls-certificates={}", dir.path().display());
+            text.parse().unwrap()
+        };
+        let error = open_spec(&with(&wrong), &options, &rt).await.unwrap_err();
+        assert!(error.to_line().contains("TLS"), "{}", error.to_line());
+        let bare: Spec = uri.parse().unwrap();
+        let error = open_spec(&bare, &options, &rt).await.unwrap_err();
+        assert!(
+            error.to_line().contains("tls-certificates=DIR"),
+            "{}",
+            error.to_line()
+        );
+        behaves(open_spec(&with(&dir), &options, &rt).await.unwrap(), rt).await;
     });
 }

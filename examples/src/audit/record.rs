@@ -38,7 +38,7 @@ pub struct Gap {
 }
 
 /// One line of JSON with its line end.
-pub fn line(value: &impl Serialize) -> String {
+pub(super) fn line(value: &impl Serialize) -> String {
     let mut line = serde_json::to_string(value).expect("numbers and names have a JSON form");
     line.push('\n');
     line

@@ -13,7 +13,7 @@ use std::{
 };
 
 use vaio_core::{
-    Error, Result, Rt, RuntimeExt,
+    BoxFuture, Error, Result, Rt, RuntimeExt,
     sync::{self, Notify},
 };
 
@@ -182,13 +182,12 @@ impl Writer {
     }
 
     /// Makes the file durable; runs on by itself if the caller does not wait.
-    pub(super) fn sync(&self, rt: &Rt) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn sync(&self, rt: &Rt) -> BoxFuture<'static, ()> {
         let file = Arc::clone(&self.file);
-        let synced = rt.offload(Box::new(move || {
+        rt.offload(Box::new(move || {
             // What cannot be made durable cannot be helped here; writing on will say so.
             let _ = locked(&file).sync_data();
-        }));
-        async move { synced.await }
+        }))
     }
 }
 

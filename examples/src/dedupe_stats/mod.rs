@@ -3,10 +3,10 @@
 //!
 //! It looks at writes as they pass, in whole blocks of 4 KiB: what was written since it was
 //! attached, not what is on the disk. Zero blocks are counted apart. Invariants: memory is
-//! bounded ([`Sketch`], and [`PENDING_BYTES_MAX`] of payloads that wait); a large write is looked
+//! bounded (the sketch's 16 KiB, and [`PENDING_BYTES_MAX`] of payloads that wait); a large write is looked
 //! at beside the IO thread, and where that falls behind, writes are skipped and counted.
 
-pub mod sketch;
+mod sketch;
 
 use std::sync::{
     Arc, Mutex, PoisonError,

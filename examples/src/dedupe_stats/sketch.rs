@@ -1,4 +1,4 @@
-//! How many different values there were, from 16 KiB of memory: HyperLogLog. Pure.
+//! How many different values there were, from 16 KiB of memory: a `HyperLogLog`. Pure.
 //!
 //! Standard error 0.81 % at any size; small counts are near exact (linear counting).
 
@@ -8,7 +8,7 @@ const REGISTERS: usize = 1 << INDEX_BITS;
 
 /// Counts distinct values without keeping them.
 #[derive(Clone, Debug)]
-pub struct Sketch {
+pub(super) struct Sketch {
     /// Largest rank of a hash seen, per register.
     ranks: Box<[u8]>,
 }
@@ -23,7 +23,7 @@ impl Default for Sketch {
 
 impl Sketch {
     /// Adds a value by its checksum. Equal values have equal checksums; the rest is mixed here.
-    pub fn add(&mut self, checksum: u64) {
+    pub(super) fn add(&mut self, checksum: u64) {
         let hash = mix(checksum);
         let index = usize::try_from(hash >> (u64::BITS - INDEX_BITS)).expect("14 bits");
         // The bit that is set ends the search where the rest of the hash is zero.
@@ -36,9 +36,10 @@ impl Sketch {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
         reason = "an estimate that is positive and far below 2^53"
     )]
-    pub fn estimate(&self) -> u64 {
+    pub(super) fn estimate(&self) -> u64 {
         let registers = REGISTERS as f64;
         let sum: f64 = self
             .ranks
@@ -46,9 +47,9 @@ impl Sketch {
             .map(|rank| 2f64.powi(-i32::from(*rank)))
             .sum();
         let raw = 0.7213 / (1.0 + 1.079 / registers) * registers * registers / sum;
-        let empty = self.ranks.iter().filter(|rank| **rank == 0).count();
+        let empty: u32 = self.ranks.iter().map(|rank| u32::from(*rank == 0)).sum();
         let estimate = if raw <= 2.5 * registers && empty > 0 {
-            registers * (registers / empty as f64).ln()
+            registers * (registers / f64::from(empty)).ln()
         } else {
             raw
         };
@@ -95,7 +96,9 @@ mod tests {
         fn estimate_follows_the_exact_count(values in prop::collection::vec(0u64..3_000, 0..6_000)) {
             let exact = values.iter().collect::<HashSet<_>>().len() as u64;
             let mut sketch = Sketch::default();
-            values.iter().for_each(|value| sketch.add(*value));
+            for value in &values {
+                sketch.add(*value);
+            }
             prop_assert!(sketch.estimate().abs_diff(exact) <= exact * 3 / 100 + 2);
         }
     }

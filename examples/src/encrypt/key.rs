@@ -19,7 +19,7 @@ use super::xts::Xts;
 pub use super::xts::{KEY_BYTES, SECTOR};
 
 /// Longest key file: 128 hexadecimal digits and a line end.
-const FILE_BYTES_MAX: u64 = 130;
+const FILE_BYTES_MAX: usize = 130;
 /// Bytes that tell one key from another.
 pub const CHECK_BYTES: usize = 16;
 
@@ -80,8 +80,9 @@ impl Key {
             ));
         }
         // Room for the whole: a vector that grows leaves copies behind.
-        let mut content = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX as usize + 1));
-        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
+        let mut content = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX + 1));
+        file.take(FILE_BYTES_MAX as u64 + 1)
+            .read_to_end(&mut content)?;
         Ok(content)
     }
 
@@ -100,8 +101,9 @@ impl Key {
     pub fn check_value(&self) -> [u8; CHECK_BYTES] {
         let mut sector = [0; SECTOR];
         self.0.encrypt(u64::MAX.into(), &mut sector);
-        let (value, _) = sector.split_first_chunk().expect("a sector holds it");
-        *value
+        let mut value = [0; CHECK_BYTES];
+        value.copy_from_slice(&sector[..CHECK_BYTES]);
+        value
     }
 }
 
@@ -165,7 +167,7 @@ mod tests {
         #[test]
         fn pieces_of_an_area_are_ciphered_as_the_whole(cut in 1usize..8, sector in 0u64..1 << 40) {
             let key = Key::new(&bytes_of(HEX).try_into().unwrap()).unwrap();
-            let plain: Vec<u8> = (0..8 * SECTOR).map(|at| (at / 3 % 251) as u8).collect();
+            let plain: Vec<u8> = (0..8 * SECTOR).map(|at| u8::try_from(at / 3 % 251).unwrap()).collect();
             let (mut whole, mut pieces) = (plain.clone(), plain.clone());
             let offset = sector * SECTOR as u64;
             key.encrypt(offset, &mut whole);

@@ -63,7 +63,7 @@ impl Xts {
         std::array::from_fn(|_| {
             let this = tweak;
             let carry = tweak >> 127;
-            tweak = tweak << 1 ^ carry * 0x87;
+            tweak = (tweak << 1) ^ (carry * 0x87);
             this
         })
     }
@@ -93,7 +93,9 @@ mod tests {
         ];
         let key: Vec<u8> = halves.iter().flat_map(|part| part.to_be_bytes()).collect();
         let xts = Xts::new(&key.try_into().unwrap());
-        let plain: Vec<u8> = (0..512u32).map(|at| (at % 256) as u8).collect();
+        let plain: Vec<u8> = (0..512u32)
+            .map(|at| u8::try_from(at % 256).unwrap())
+            .collect();
         let mut data = plain.clone();
         xts.encrypt(0xff, &mut data);
         let head = 0x1c3b_3a10_2f77_0386_e483_6c99_e370_cf9b_u128.to_be_bytes();
@@ -118,7 +120,7 @@ mod tests {
                 Aes256::new_from_slice(tweak).unwrap(),
             );
             let plain: Vec<u8> =
-                (0..sectors * SECTOR).map(|at| (at % 251) as u8 ^ seed).collect();
+                (0..sectors * SECTOR).map(|at| u8::try_from(at % 251).unwrap() ^ seed).collect();
             let (mut ours, mut theirs) = (plain.clone(), plain.clone());
             let xts = Xts::new(&key.clone().try_into().unwrap());
             xts.encrypt(number.into(), &mut ours);

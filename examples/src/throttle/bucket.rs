@@ -22,7 +22,7 @@ pub struct Bucket {
 impl Bucket {
     /// A full bucket of `rate_per_s` units a second. `None` for 0, which stands for no limit.
     pub fn new(rate_per_s: u64, burst: Duration) -> Option<Self> {
-        (rate_per_s > 0).then(|| Self {
+        (rate_per_s > 0).then_some(Self {
             rate_per_s,
             burst_ns: burst.as_nanos(),
             full_at_ns: 0,

@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use vaio_core::{
     AllocationMap, AttachContext, Class, Descriptor, DeviceInfo, Error, Filter, FilterFactory,
     FilterState, Instant, Io, Lifecycle, Next, Notice, Op, OpKind, Origin, Outcome, Phase, Reply,
-    Result, RuntimeExt, SettingKind, SettingSpec, Severity, Verb,
+    Result, RuntimeExt, SettingKind, SettingSpec, Severity,
     sync::{Notify, Semaphore},
 };
 
@@ -159,11 +159,8 @@ impl Filter for Throttle {
     }
 
     async fn lifecycle(&self, event: Lifecycle<'_>) -> Result<Outcome> {
-        let is_lifted = match (event.phase, event.verb) {
-            (_, Verb::Attach | Verb::Open) => false,
-            (Phase::Prepare, _) => true,
-            (Phase::Commit | Phase::Abort, _) => false,
-        };
+        // From `Prepare` to `Commit` or `Abort`.
+        let is_lifted = event.phase == Phase::Prepare;
         self.is_lifted.store(is_lifted, Relaxed);
         self.lifted.notify_all();
         Ok(Outcome::Done)

@@ -290,7 +290,7 @@ impl DiskInner {
             return Err(self.undo_open(control, error).await);
         }
         for one in &control.attached {
-            self.tell(&one.layer, &Verb::Open, Phase::Commit).await?;
+            self.commit_or_report(&one.layer, &Verb::Open).await;
         }
         Ok(())
     }

@@ -19,6 +19,9 @@ use crate::{
     sync::lock,
 };
 
+/// A source of dirty data, and how far to bring it.
+type Marked = (Arc<str>, Class, Arc<dyn DirtySource>, DirtyMark);
+
 /// The sources of dirty data in a chain, top first.
 fn sources(chain: &Chain) -> Vec<(Arc<str>, Class, Arc<dyn DirtySource>)> {
     let layers = chain.layers.iter();
@@ -63,7 +66,7 @@ impl DiskInner {
         }
     }
 
-    fn marks(&self) -> Vec<(Arc<str>, Class, Arc<dyn DirtySource>, DirtyMark)> {
+    fn marks(&self) -> Vec<Marked> {
         let (chain, _) = self.chain();
         sources(&chain)
             .into_iter()
@@ -76,11 +79,7 @@ impl DiskInner {
 
     /// Brings what the marks cover to `level`: first what is volatile, then source by source, top
     /// first (an upper cache writes into the lower one), then the device.
-    async fn bring_to(
-        self: &Arc<Self>,
-        level: Level,
-        marks: Vec<(Arc<str>, Class, Arc<dyn DirtySource>, DirtyMark)>,
-    ) -> Result<()> {
+    async fn bring_to(self: &Arc<Self>, level: Level, marks: Vec<Marked>) -> Result<()> {
         if level == Level::ReplicaDurable
             && !marks
                 .iter()

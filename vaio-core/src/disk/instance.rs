@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How long recovery in a filter's `open` may take.
-const OPEN_LIMIT: std::time::Duration = std::time::Duration::from_secs(600);
+const OPEN_LIMIT: std::time::Duration = std::time::Duration::from_mins(10);
 
 /// A filter instance on the disk.
 #[derive(Debug)]
@@ -236,15 +236,18 @@ impl DiskInner {
 
     /// Ends an instance: `Close` in two phases, then its tasks. With `force` nothing that it says
     /// keeps it.
+    ///
+    /// # Errors
+    /// What it said. With `force` it is closed all the same, but not in order.
     pub(super) async fn close_layer(&self, one: &Attached, force: bool) -> Result<()> {
         let prepared = self.tell(&one.layer, &Verb::Close, Phase::Prepare).await;
-        if let Err(error) = prepared
-            && !force
-        {
+        if prepared.is_err() && !force {
             let _ = self.tell(&one.layer, &Verb::Close, Phase::Abort).await;
-            return Err(error);
+            return prepared.map(drop);
         }
-        if let Err(error) = self.tell(&one.layer, &Verb::Close, Phase::Commit).await {
+        let committed = self.tell(&one.layer, &Verb::Close, Phase::Commit).await;
+        let closed = prepared.and(committed).map(drop);
+        if let Err(error) = &closed {
             let text = format!("the filter's close failed and stands: {}", error.to_line());
             self.core.events.send(
                 Notice::of(Severity::Warning, EventKind::VerbAborted, text)
@@ -255,7 +258,7 @@ impl DiskInner {
         lock(&self.places).remove(&one.instance);
         self.core
             .give_slots(one.resolved.descriptor.needs.reserved_slots.into());
-        Ok(())
+        if force { closed } else { Ok(()) }
     }
 
     async fn end_tasks(&self, one: &Attached) {

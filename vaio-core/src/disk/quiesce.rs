@@ -95,6 +95,7 @@ pub struct Quiesced {
 
 #[derive(Debug)]
 struct Shared {
+    disk: Arc<DiskInner>,
     core: Arc<Core>,
     state: AtomicU8,
     released: crate::sync::Notify,
@@ -114,14 +115,17 @@ impl Shared {
         if won {
             self.core.gate.open(self.core.rt.now());
             self.released.notify_all();
+            self.disk.published.set(());
         }
         won
     }
 }
 
 impl Quiesced {
-    fn hold(core: &Arc<Core>, closed: ClosedGate, limit: Duration) -> Self {
+    fn hold(disk: &Arc<DiskInner>, closed: ClosedGate, limit: Duration) -> Self {
+        let core = &disk.core;
         let shared = Arc::new(Shared {
+            disk: Arc::clone(disk),
             core: Arc::clone(core),
             state: AtomicU8::new(HELD),
             released: crate::sync::Notify::default(),
@@ -157,24 +161,23 @@ impl Quiesced {
 
     /// Thaws, and says whether the disk was quiesced until now.
     pub fn release(self) -> Release {
-        if self.resume() {
+        if self.thaw() {
             Release::Held
         } else {
             Release::ThawedEarly
         }
     }
 
-    /// Opens the gate and tells of it, unless that was done before.
-    fn resume(&self) -> bool {
-        let won = self.shared.open(RELEASED);
-        if won {
+    fn thaw(&self) -> bool {
+        let was_held = self.shared.open(RELEASED);
+        if was_held {
             self.shared.core.events.send(Notice::of(
                 Severity::Info,
                 EventKind::Resumed,
                 "the disk serves on",
             ));
         }
-        won
+        was_held
     }
 
     /// Whether it still holds.
@@ -185,7 +188,7 @@ impl Quiesced {
 
 impl Drop for Quiesced {
     fn drop(&mut self) {
-        self.resume();
+        self.thaw();
     }
 }
 
@@ -216,7 +219,7 @@ impl Disk {
                 EventKind::Quiesced,
                 format!("the disk admits no new IO, level={level}"),
             ));
-            Ok(Quiesced::hold(core, closed, core.settings.hold_max))
+            Ok(Quiesced::hold(&inner, closed, core.settings.hold_max))
         })
         .await
     }

@@ -4,10 +4,11 @@
 
 use std::sync::Arc;
 
-use super::{Control, Disk, DiskInner};
+use super::{Control, Disk, DiskInner, contained::Contained, instance::Attached};
 use crate::{
-    Content, DirtyDisposition, ErrorKind, FilterSpec, Health, Level, OpenReason, Phase, Resolved,
-    Result, Verb,
+    Content, DirtyDisposition, DirtyPolicy, ErrorKind, FilterSpec, Health, Level, OpenReason,
+    Phase, Resolved, Result, Verb,
+    chain::Chain,
     event::{EventKind, Notice, Severity},
     registry::check_stack,
     sync::lock,
@@ -118,8 +119,9 @@ impl DiskInner {
             .open_layer(control, resolved, settings, at, OpenReason::Attach)
             .await?;
         let layer = Arc::clone(&opened.layer);
+        let policed = self.police(&layer).await;
         control.attached.insert(at, opened);
-        let mut done = self.install(control);
+        let mut done = policed.and_then(|()| self.install(control));
         if done.is_ok() && is_recorded_first {
             done = self.record(control, false).await;
         }
@@ -130,7 +132,7 @@ impl DiskInner {
             let _ = self.close_layer(&opened, true).await;
             return Err(error);
         }
-        let committed = self.tell(&layer, &Verb::Attach, Phase::Commit).await;
+        self.commit_or_report(&layer, &Verb::Attach).await;
         drop(closed);
         self.rechained(
             EventKind::Attached,
@@ -138,8 +140,7 @@ impl DiskInner {
             &name,
             before,
         );
-        self.record(control, false).await?;
-        committed.map(drop)
+        self.record(control, false).await
     }
 
     async fn detach(
@@ -173,13 +174,18 @@ impl DiskInner {
         if ready.is_ok() && descriptor.content != Content::Unchanged {
             ready = self.flush_chain().await;
         }
+        if ready.is_ok() {
+            // Those above may need what it offers: better to learn of it while it is there.
+            ready = self.try_without(control, at);
+        }
         if let Err(error) = ready {
             let _ = self.tell(&layer, &Verb::Detach, Phase::Abort).await;
             return Err(error);
         }
         let _ = self.tell(&layer, &Verb::Detach, Phase::Commit).await;
         let removed = control.attached.remove(at);
-        self.close_layer(&removed, true).await?;
+        // What it says now is reported; it has made its data durable below.
+        let _ = self.close_layer(&removed, true).await;
         self.install(control)?;
         let recorded = if descriptor.content == Content::Unchanged {
             Ok(())
@@ -221,9 +227,8 @@ impl DiskInner {
                 .with_filter(Arc::clone(&layer.name)))
         };
         match dirty {
-            DirtyDisposition::Refuse => refuse(bytes),
             DirtyDisposition::Discard { bytes_max } if bytes <= bytes_max => Ok(()),
-            DirtyDisposition::Discard { .. } => refuse(bytes),
+            DirtyDisposition::Refuse | DirtyDisposition::Discard { .. } => refuse(bytes),
             DirtyDisposition::Flush => {
                 let deadline = self.core.rt.now() + self.core.settings.lifecycle_timeout;
                 self.reach(Level::BackingDurable, deadline).await?;
@@ -278,13 +283,43 @@ impl DiskInner {
             self.settle_dirty(&control.attached[at].layer, DirtyDisposition::Flush)
                 .await?;
         }
+        self.try_without(control, at)?;
+        let result = self.swap_instance(control, at, resolved, settings).await;
+        let recorded = self.record(control, false).await;
+        if result.is_ok() {
+            let layer = Arc::clone(&control.attached[at].layer);
+            self.commit_or_report(&layer, &Verb::Attach).await;
+        }
+        drop(closed);
+        result.and(recorded)?;
+        self.rechained(
+            EventKind::Replaced,
+            "the filter was replaced",
+            &new_name,
+            before,
+        );
+        Ok(())
+    }
+
+    /// Closes the instance at `at` and opens another in its place; on failure the old one again.
+    async fn swap_instance(
+        self: &Arc<Self>,
+        control: &mut Control,
+        at: usize,
+        resolved: Resolved,
+        settings: crate::Settings,
+    ) -> Result<()> {
         let is_fit = control.attached[at].layer.health.get() == Health::Active;
-        self.close_layer(&control.attached[at], !is_fit).await?;
+        let closed_old = self.close_layer(&control.attached[at], !is_fit).await;
+        if is_fit {
+            closed_old?;
+        }
         let old = control.attached.remove(at);
         // Lets go of the old instance's devices before the new one opens them.
         self.install(control)?;
-        let (old_resolved, old_settings) = (old.resolved, old.settings);
         drop(old.layer);
+        let old = (old.resolved, old.settings);
+        let is_other = old.0.descriptor.name != resolved.descriptor.name;
         let reason = if is_other {
             OpenReason::Attach
         } else {
@@ -293,31 +328,64 @@ impl DiskInner {
         let opened = self
             .open_layer(control, resolved, settings, at, reason)
             .await;
-        let result = match opened {
-            Ok(opened) => {
-                control.attached.insert(at, opened);
-                Ok(())
-            }
-            Err(error) => {
-                let old = (old_resolved, old_settings);
-                self.reopen_old(control, old, at, error).await
-            }
+        let joined = match opened {
+            Ok(opened) => self.join(control, opened, at).await,
+            Err(error) => Err(error),
         };
-        let installed = self.install(control);
-        let recorded = self.record(control, false).await;
-        if result.is_ok() {
-            let layer = Arc::clone(&control.attached[at].layer);
-            self.tell(&layer, &Verb::Attach, Phase::Commit).await?;
+        match joined {
+            Ok(()) => Ok(()),
+            Err(error) => self.reopen_old(control, old, at, error).await,
         }
-        drop(closed);
-        result.and(installed).and(recorded)?;
-        self.rechained(
-            EventKind::Replaced,
-            "the filter was replaced",
-            &new_name,
-            before,
-        );
-        Ok(())
+    }
+
+    /// Puts an instance that was opened into the chain, or closes it again: the gate must never
+    /// open over a chain that lacks it.
+    async fn join(
+        self: &Arc<Self>,
+        control: &mut Control,
+        opened: Attached,
+        at: usize,
+    ) -> Result<()> {
+        let mut done = self.police(&opened.layer).await;
+        control.attached.insert(at, opened);
+        if done.is_ok() {
+            done = self.install(control);
+        }
+        if done.is_err() {
+            let opened = control.attached.remove(at);
+            let _ = self.close_layer(&opened, true).await;
+        }
+        done
+    }
+
+    /// Tells a new instance of the disk's dirty policy, where it is not the default.
+    async fn police(&self, layer: &Arc<crate::chain::Layer>) -> Result<()> {
+        let policy = *lock(&self.dirty_policy);
+        match Contained::of(&self.core, layer) {
+            Some(source) if policy != DirtyPolicy::Allow => source
+                .set_policy(policy)
+                .await
+                .map_err(|error| error.with_filter(Arc::clone(&layer.name))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the stack would stand without the filter at `at`.
+    fn try_without(&self, control: &Control, at: usize) -> Result<()> {
+        let mut layers: Vec<_> = control
+            .attached
+            .iter()
+            .map(|one| Arc::clone(&one.layer))
+            .collect();
+        layers.remove(at);
+        let (device, counters) = (&control.device, &control.device_counters);
+        Chain::new(
+            Arc::clone(&self.core),
+            layers,
+            Arc::clone(device),
+            Arc::clone(counters),
+        )
+        .map(drop)
     }
 
     async fn reopen_old(
@@ -329,14 +397,17 @@ impl DiskInner {
     ) -> Result<()> {
         let name: Arc<str> = Arc::from(old.0.descriptor.name);
         let content = old.0.descriptor.content;
-        match self
+        let reopened = match self
             .open_layer(control, old.0, old.1, at, OpenReason::Replace)
             .await
         {
-            Ok(opened) => {
-                let layer = Arc::clone(&opened.layer);
-                control.attached.insert(at, opened);
-                let _ = self.tell(&layer, &Verb::Open, Phase::Commit).await;
+            Ok(opened) => self.join(control, opened, at).await,
+            Err(second) => Err(second),
+        };
+        match reopened {
+            Ok(()) => {
+                let layer = Arc::clone(&control.attached[at].layer);
+                self.commit_or_report(&layer, &Verb::Open).await;
                 Err(error)
             }
             Err(second) => {

@@ -2,9 +2,11 @@
 //! the guest runs; if one refuses, those that prepared hear `Abort` in reverse order. `Commit`
 //! happens with the disk quiesced.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
-use super::{Disk, DiskInner};
+use futures::FutureExt;
+
+use super::{Control, Disk, DiskInner};
 use crate::{
     ErrorKind, Instant, Phase, Result, Verb,
     chain::Layer,
@@ -69,6 +71,19 @@ impl Disk {
 }
 
 impl DiskInner {
+    /// Tells a filter that a verb has happened. What it says against that is reported.
+    pub(super) async fn commit_or_report(&self, layer: &Arc<Layer>, verb: &Verb) {
+        if let Err(error) = self.tell(layer, verb, Phase::Commit).await {
+            let text = format!(
+                "the filter failed to commit, and the verb stands: {}",
+                error.to_line()
+            );
+            self.core.events.send(
+                Notice::of(Severity::Error, EventKind::Filter, text).with_filter(&layer.name),
+            );
+        }
+    }
+
     async fn abort(&self, layers: &[Arc<Layer>], verb: &Verb, why: &str) {
         for layer in layers.iter().rev() {
             let _ = self.tell(layer, verb, Phase::Abort).await;
@@ -81,6 +96,15 @@ impl DiskInner {
     }
 }
 
+/// A filter that has left since it prepared is not called any more.
+fn still_there(control: &Control, mut layers: Vec<Arc<Layer>>) -> Vec<Arc<Layer>> {
+    layers.retain(|layer| {
+        let mut attached = control.attached.iter();
+        attached.any(|one| Arc::ptr_eq(&one.layer, layer))
+    });
+    layers
+}
+
 impl Prepared {
     /// Quiesces the disk, runs `action` (the array's snapshot, the growing of the file), tells
     /// every filter to commit, and resumes. If `action` fails, everything is aborted.
@@ -91,6 +115,9 @@ impl Prepared {
     /// # Errors
     /// What `action` says, or [`ErrorKind::TimedOut`] where the disk does not drain: aborted.
     /// An error of a filter's commit is reported, and the verb stands.
+    ///
+    /// # Panics
+    /// Never: the verb is taken once, here or by an abort, and both consume the guard.
     pub async fn commit(
         mut self,
         deadline: Instant,
@@ -102,10 +129,16 @@ impl Prepared {
         disk.verb("commit", move |inner| async move {
             let control = inner.control.lock().await;
             *lock(&inner.running) = Some(verb.name());
+            let layers = still_there(&control, layers);
             let closed = inner.close_gate();
             let mut done = inner.drain_until(0, deadline).await;
             if done.is_ok() {
-                done = action.await;
+                done = AssertUnwindSafe(action)
+                    .catch_unwind()
+                    .await
+                    .unwrap_or_else(|_| {
+                        Err(inner.error(ErrorKind::Internal, "the action panicked"))
+                    });
             }
             if let Err(error) = done {
                 drop(closed);
@@ -113,13 +146,7 @@ impl Prepared {
                 return Err(error);
             }
             for layer in &layers {
-                let committed = inner.tell(layer, &verb, Phase::Commit).await;
-                if let Err(error) = committed {
-                    inner.core.events.send(
-                        Notice::of(Severity::Error, EventKind::VerbAborted, error.to_line())
-                            .with_filter(&layer.name),
-                    );
-                }
+                inner.commit_or_report(layer, &verb).await;
             }
             let shaped = if matches!(verb, Verb::Resize { .. }) {
                 inner.install(&control)
@@ -158,7 +185,8 @@ impl Prepared {
             let Some(verb) = verb else { return };
             let _ = disk
                 .verb("abort", move |inner| async move {
-                    let _control = inner.control.lock().await;
+                    let control = inner.control.lock().await;
+                    let layers = still_there(&control, layers);
                     inner.abort(&layers, &verb, "the caller gave up").await;
                     Ok(())
                 })

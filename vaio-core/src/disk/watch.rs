@@ -96,10 +96,7 @@ fn look(core: &Core, chain: &Chain, slot: &Arc<Slot>) {
     if layer.is_some_and(|layer| layer.health.get() == Health::Bypassed) {
         slot.set_fate(Fate::Kicked);
         core.kick_all();
-    } else if is_late
-        && core.settings.on_stall == OnStall::Fail
-        && !slot.is_own.load(Relaxed)
-    {
+    } else if is_late && core.settings.on_stall == OnStall::Fail && !slot.is_own.load(Relaxed) {
         fail(core, slot, &name, age);
     }
 }

@@ -247,7 +247,7 @@ mod tests {
                 let extent = Extent::new(offset, len);
                 waiting.push((extent, mode, Box::pin(locks.lock(extent, mode))));
                 if release && !held.is_empty() {
-                    held.remove(0);
+                    drop(held.remove(0));
                 }
                 let mut still = Vec::new();
                 for (extent, mode, mut future) in waiting {

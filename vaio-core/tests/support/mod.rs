@@ -7,8 +7,10 @@
 )]
 
 mod device;
+mod toy;
 
 pub use device::*;
+pub use toy::Toy;
 
 use std::{
     collections::BTreeMap,
@@ -29,6 +31,7 @@ pub struct TokioRt {
 }
 
 impl TokioRt {
+    #[allow(clippy::new_ret_no_self, reason = "only the handle is of use")]
     pub fn new() -> Rt {
         Arc::new(Self {
             start: tokio::time::Instant::now(),

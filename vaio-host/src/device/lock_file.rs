@@ -97,7 +97,10 @@ mod tests {
         let error = LockFile::take(&path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy);
         let line = error.to_line();
-        assert!(line.contains(&format!("pid={}", std::process::id())), "{line}");
+        assert!(
+            line.contains(&format!("pid={}", std::process::id())),
+            "{line}"
+        );
         drop(first);
         LockFile::take(&path).unwrap();
     }

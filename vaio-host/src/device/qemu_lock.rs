@@ -81,7 +81,10 @@ impl ImageLock {
             Error::config(format!("cannot lock the image, path={}", path.display()))
                 .with_source(errno)
         };
-        let marks = image_use.used().iter().map(|bit| USED_BASE + i64::from(*bit));
+        let marks = image_use
+            .used()
+            .iter()
+            .map(|bit| USED_BASE + i64::from(*bit));
         let unshared = image_use.unshared().iter();
         let marks = marks.chain(unshared.map(|bit| UNSHARED_BASE + i64::from(*bit)));
         for byte in marks {

@@ -10,7 +10,12 @@
 //! of the others is written `./PATH`. TLS takes `tls-certificates=DIR` (`ca-cert.pem`, and
 //! `client-cert.pem` with `client-key.pem` where the server asks for them).
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    fmt::{self, Write as _},
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+};
 
 use vaio_core::{BlockDevice, Error, NullDisk, RamDisk, Result, Rt};
 
@@ -67,7 +72,9 @@ impl FromStr for Spec {
             return parse_disk_size(size).map(Self::Null);
         }
         if text.is_empty() {
-            return Err(Error::config("a device spec is empty: name a path or a URI"));
+            return Err(Error::config(
+                "a device spec is empty: name a path or a URI",
+            ));
         }
         match text.split_once("://") {
             Some((scheme, rest)) if scheme.starts_with("nbd") => {
@@ -75,11 +82,16 @@ impl FromStr for Spec {
             }
             // A path may hold "://"; a URI of a scheme that we do not know is more likely.
             Some((scheme, _))
-                if scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+                if scheme
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
                     && !scheme.is_empty()
                     && !scheme.starts_with('.') =>
             {
-                Err(bad("unknown scheme: use nbd, nbds, nbd+unix, nbds+unix or ./PATH", text))
+                Err(bad(
+                    "unknown scheme: use nbd, nbds, nbd+unix, nbds+unix or ./PATH",
+                    text,
+                ))
             }
             _ => Ok(Self::File(text.into())),
         }
@@ -130,7 +142,12 @@ fn parse_nbd(scheme: &str, rest: &str, text: &str) -> Result<NbdUri> {
         "nbds" => (true, false),
         "nbd+unix" => (false, true),
         "nbds+unix" => (true, true),
-        _ => return Err(bad("unknown scheme: use nbd, nbds, nbd+unix or nbds+unix", text)),
+        _ => {
+            return Err(bad(
+                "unknown scheme: use nbd, nbds, nbd+unix or nbds+unix",
+                text,
+            ));
+        }
     };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
@@ -146,7 +163,10 @@ fn parse_nbd(scheme: &str, rest: &str, text: &str) -> Result<NbdUri> {
     }
     let address = if is_unix {
         if !authority.is_empty() {
-            return Err(bad("a Unix socket has no host: write nbd+unix:///EXPORT?socket=PATH", text));
+            return Err(bad(
+                "a Unix socket has no host: write nbd+unix:///EXPORT?socket=PATH",
+                text,
+            ));
         }
         NbdAddress::Unix(socket.ok_or_else(|| bad("add ?socket=PATH to the NBD URI", text))?)
     } else {
@@ -212,7 +232,8 @@ fn encode(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
             out.push(byte.into());
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            // Writing to a string cannot fail.
+            let _ = write!(out, "%{byte:02X}");
         }
     }
     out
@@ -260,7 +281,11 @@ impl fmt::Display for NbdUri {
 ///
 /// # Errors
 /// As [`FileDevice::open`] and [`NbdDevice::connect`].
-pub async fn open_spec(spec: &Spec, options: &FileOptions, rt: &Rt) -> Result<Arc<dyn BlockDevice>> {
+pub async fn open_spec(
+    spec: &Spec,
+    options: &FileOptions,
+    rt: &Rt,
+) -> Result<Arc<dyn BlockDevice>> {
     Ok(match spec {
         Spec::File(path) => Arc::new(FileDevice::open(path, options, rt)?),
         Spec::Ram(size) => Arc::new(RamDisk::new(*size)),
@@ -275,7 +300,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Spec {
-        text.parse().unwrap_or_else(|error: Error| panic!("{}", error.to_line()))
+        text.parse()
+            .unwrap_or_else(|error: Error| panic!("{}", error.to_line()))
     }
 
     #[test]
@@ -303,11 +329,31 @@ mod tests {
     #[test]
     fn bad_forms_are_config_errors() {
         for text in [
-            "", "ram:", "ram:0", "ram:1", "ram:-1K", "ram:1X", "null:99999999999T", "ram:8388608T",
-            "nbd+unix:///x", "nbd+unix://host/x?socket=/s", "nbd:///x", "nbd://h:99999/x",
-            "nbd://h:/x", "nbd://[::1/x", "nbdx://h/x", "http://h/x", "nbd://h/%4", "nbd://h/%zz",
-            "nbd://h/%00", "nbd://h/%ff", "nbd://h/x?socket=/s", "nbd://h/x?tls-certificates=/d",
-            "nbd://user@h/x", "ram:+5K", "nbd://h:+80/x",
+            "",
+            "ram:",
+            "ram:0",
+            "ram:1",
+            "ram:-1K",
+            "ram:1X",
+            "null:99999999999T",
+            "ram:8388608T",
+            "nbd+unix:///x",
+            "nbd+unix://host/x?socket=/s",
+            "nbd:///x",
+            "nbd://h:99999/x",
+            "nbd://h:/x",
+            "nbd://[::1/x",
+            "nbdx://h/x",
+            "http://h/x",
+            "nbd://h/%4",
+            "nbd://h/%zz",
+            "nbd://h/%00",
+            "nbd://h/%ff",
+            "nbd://h/x?socket=/s",
+            "nbd://h/x?tls-certificates=/d",
+            "nbd://user@h/x",
+            "ram:+5K",
+            "nbd://h:+80/x",
         ] {
             let error = text.parse::<Spec>().expect_err(text);
             assert_eq!(error.kind(), vaio_core::ErrorKind::Config, "{text}");

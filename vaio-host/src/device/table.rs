@@ -325,9 +325,9 @@ mod tests {
                     3 => if let Some(at) = of(&held)
                         && table.take(held[at], Waker::noop()).is_some()
                     { held.swap_remove(at); ended += 1; },
-                    _ => if let Some(at) = of(&held) {
-                        if table.abandon(held.swap_remove(at)).is_some() { ended += 1; }
-                    },
+                    _ => if let Some(at) = of(&held)
+                        && table.abandon(held.swap_remove(at)).is_some()
+                    { ended += 1; },
                 }
                 prop_assert_eq!(table.in_flight(), flying.len());
             }

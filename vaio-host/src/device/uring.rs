@@ -6,7 +6,9 @@
 //! the driver waits for the ring's event for the rest. No thread but the runtime's is woken.
 //!
 //! The ring takes no short cuts that tie it to one thread (`SINGLE_ISSUER`, `DEFER_TASKRUN`):
-//! measured here, they gain nothing over `COOP_TASKRUN`, and a runtime may move.
+//! measured here, they gain nothing over `COOP_TASKRUN`, and a runtime may move. Nor does it look
+//! for completions at the edges of the runtime's sleep instead of having an event: one that comes
+//! on the way into `epoll_wait` would not be seen, and nothing would wake the thread.
 //!
 //! Invariants, beside those of the table: the completion queue has twice the places that can be in
 //! flight, so it never overflows; the last owner waits for what is in flight, and where it cannot,

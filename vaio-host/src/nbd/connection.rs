@@ -4,6 +4,13 @@
 //! completion that is ready, and does one send with all of their replies. Nothing is handed to
 //! another task or thread.
 //!
+//! Cost of a 4 KiB IO, profiled over a Unix socket: three system calls per batch (`epoll_wait`,
+//! `recv`, `send`; never one that says `EAGAIN`), and a batch is one request at depth 1, about
+//! five at depth 32 with a client on another core. One copy of the payload in user space each way
+//! (2 % of the CPU time). Allocations beside those of the port and the device: one for a write
+//! (the shared handle of a recycled buffer), none for a read. 85 % of the CPU time is the
+//! kernel's, most of it for waking and for the socket.
+//!
 //! Invariants:
 //! * Every request that was accepted gets exactly one reply, also after the client stopped sending.
 //! * At most `in_flight_max` requests and `buffered_bytes_max` bytes of payload and replies are

@@ -24,7 +24,7 @@ const KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// One listening socket.
 #[derive(Debug)]
-pub(super) enum Listener {
+pub(crate) enum Listener {
     Unix(
         UnixListener,
         #[expect(dead_code, reason = "removes the file when dropped")] Option<SocketFile>,
@@ -34,14 +34,14 @@ pub(super) enum Listener {
 
 /// One accepted connection.
 #[derive(Debug)]
-pub(super) enum Stream {
+pub(crate) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
 impl Listener {
     /// Accepts one connection.
-    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         match self {
             Self::Unix(listener, _) => {
                 let (stream, _) = ready!(listener.poll_accept(cx))?;
@@ -62,7 +62,7 @@ impl Listener {
 
 /// The file of a Unix socket; removed when dropped, unless someone put another in its place.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
@@ -86,7 +86,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// # Errors
 /// [`ErrorKind::Busy`] where another server listens, [`ErrorKind::Config`] where something else
 /// is in the way, or the kernel's error.
-pub(super) fn unix(path: &Path) -> Result<Listener> {
+pub(crate) fn unix(path: &Path) -> Result<Listener> {
     let failed = |what: &str, error: io::Error| {
         Error::io(format!("{what}, socket={}", path.display()), error)
     };
@@ -148,7 +148,7 @@ fn remove_stale(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// The address is not this machine's own and `anywhere` is false, or the kernel's error.
-pub(super) fn tcp(address: SocketAddr, anywhere: bool) -> Result<(Listener, SocketAddr)> {
+pub(crate) fn tcp(address: SocketAddr, anywhere: bool) -> Result<(Listener, SocketAddr)> {
     if !anywhere && !address.ip().is_loopback() {
         return Err(Error::config(format!(
             "refusing to serve beyond this machine without TLS, require it or use a loopback \

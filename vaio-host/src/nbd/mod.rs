@@ -1,10 +1,26 @@
-//! Network block device: the server in front of a stack.
+//! Network block device: our server, newstyle fixed, and the wire format for both sides.
+//!
+//! ```text
+//!   listen -> server -> session      accept, limits, stop    one task per connection
+//!                         |
+//!                      negotiate *   handshake: option in, replies out
+//!                         |
+//!                      connection    transmission: wire -> inbox -> plan * -> Port
+//!                         |                        wire <- outbox <- reply * <-'
+//!                      proto *       bytes <-> values        (* pure)
+//! ```
+//! Simple, structured and extended replies; all of read, write, flush, trim, write zeroes (no
+//! hole, fast), cache and block status with `base:allocation` and registered
+//! [`MetaContext`]s; several exports; STARTTLS. Everything runs on the thread that polls the disk.
+//!
+//! Not done: hole chunks in read replies (holes are sent as zeroes; clients that want to skip them
+//! ask for block status), and the withdrawn parts of the protocol.
 
 mod connection;
 mod context;
 mod export;
 mod inbox;
-mod listen;
+pub(crate) mod listen;
 pub mod negotiate;
 mod outbox;
 mod plan;

@@ -13,6 +13,8 @@ pub(super) const COPY_MAX: usize = 16 << 10;
 const PIECES_MAX: usize = 64;
 /// Sent bytes in front of the buffer that are worth moving the rest for.
 const COMPACT_MIN: usize = 256 << 10;
+/// Memory that an empty outbox keeps, in bytes.
+const KEPT_MAX: usize = 1 << 20;
 
 /// Bytes to send, in order.
 #[derive(Debug, Default)]
@@ -98,6 +100,8 @@ impl Outbox {
         }
         if self.is_empty() {
             self.copied.clear();
+            // What one slow reader piled up is not held for good.
+            self.copied.shrink_to(KEPT_MAX);
             self.sent = 0;
         } else if self.sent >= COMPACT_MIN {
             self.copied.drain(..self.sent);

@@ -27,7 +27,7 @@ use super::{
 /// Aligned to what any device may ask of its memory, in bytes.
 const POOL_ALIGN: usize = 4096;
 /// Unused payload buffers that a server keeps, in bytes.
-const POOL_HELD_MAX: usize = 4 << 20;
+const POOL_HELD_MAX: usize = 8 << 20;
 /// Connections beyond the limit that are told so at one time; further ones are closed unheard.
 const REFUSALS_MAX: usize = 8;
 /// Pause after accept failed, for instance for want of file descriptors.
@@ -198,8 +198,8 @@ impl Server {
         let mut stop = pin!(stop);
         let mut refusals = JoinSet::new();
         while let Some(accepted) = next(&listeners, stop.as_mut()).await {
-            while tasks.try_join_next().is_some() {}
-            while refusals.try_join_next().is_some() {}
+            reap(&mut tasks);
+            reap(&mut refusals);
             match accepted {
                 Ok(stream) => admit(&shared, stream, &mut tasks, &mut refusals),
                 Err(error) => {
@@ -273,6 +273,15 @@ fn admit(
             "refusing a connection beyond the limit"
         );
         refusals.spawn(async move { session::refuse(stream, &shared).await });
+    }
+}
+
+/// Forgets tasks that ended. A panic is a defect of ours; it ends its own connection only.
+fn reap(tasks: &mut JoinSet<()>) {
+    while let Some(ended) = tasks.try_join_next() {
+        if let Err(error) = ended {
+            tracing::error!(%error, "nbd connection ended in a panic");
+        }
     }
 }
 

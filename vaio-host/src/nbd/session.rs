@@ -224,7 +224,10 @@ async fn transmit<W: Wire>(
         settings: Arc::clone(&shared.settings),
         stopped,
     };
-    let mut connection = Connection::new(wire, inbox, service).map_err(io::Error::other)?;
+    let mut connection = Connection::new(wire, inbox, service).map_err(|error| {
+        tracing::warn!(%error, export = export.name(), "nbd client cannot be served");
+        io::Error::other(error)
+    })?;
     poll_fn(|cx| connection.poll(cx)).await
 }
 

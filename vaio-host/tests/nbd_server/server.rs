@@ -3,68 +3,24 @@
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
 use tempfile::TempDir;
 use tokio::{runtime::Handle, sync::oneshot};
-use vaio_core::{BlockDevice, BoxFuture, Disk, Instant, RamDisk, Result, Rt, Runtime, WallTime};
-use vaio_host::nbd::{Export, Server, ServerSettings, ServerWatch};
-
-/// The disk's door to time and tasks, on the test's tokio runtime.
-#[derive(Debug)]
-struct TestRuntime {
-    start: tokio::time::Instant,
-    seed: AtomicU64,
-}
-
-impl Runtime for TestRuntime {
-    fn now(&self) -> Instant {
-        let nanos = self.start.elapsed().as_nanos();
-        Instant::from_nanos(u64::try_from(nanos).unwrap())
-    }
-
-    fn wall(&self) -> WallTime {
-        WallTime(0)
-    }
-
-    fn sleep_until(&self, at: Instant) -> BoxFuture<'static, ()> {
-        let at = self.start + Duration::from_nanos(at.as_nanos());
-        Box::pin(tokio::time::sleep_until(at))
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "this is the door")]
-    fn spawn(&self, _name: &'static str, task: BoxFuture<'static, ()>) {
-        drop(tokio::spawn(task));
-    }
-
-    fn offload(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
-        Box::pin(async move {
-            let _ = tokio::task::spawn_blocking(work).await;
-        })
-    }
-
-    fn entropy(&self) -> u64 {
-        self.seed
-            .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
-    }
-}
-
-fn runtime() -> Rt {
-    Arc::new(TestRuntime {
-        start: tokio::time::Instant::now(),
-        seed: AtomicU64::new(1),
-    })
-}
+use vaio_core::{BlockDevice, Disk, RamDisk, Result};
+use vaio_host::{
+    nbd::{Export, Server, ServerSettings, ServerWatch},
+    runtime::HostRuntime,
+};
 
 pub async fn open(device: Arc<dyn BlockDevice>) -> Disk {
-    Disk::builder(device, runtime()).open().await.unwrap()
+    Disk::builder(device, HostRuntime::current().unwrap())
+        .open()
+        .await
+        .unwrap()
 }
 
 /// How to make a server; see [`TestServer::start`].

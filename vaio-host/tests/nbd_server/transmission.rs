@@ -382,7 +382,11 @@ fn requests_beyond_the_depth_wait_and_are_all_answered() {
     wait_until("the depth is reached", || device.waiting() == 16);
     device.release();
     let mut cookies: Vec<_> = (0..200)
-        .map(|_| client.reply(4096).0.cookie() & 0xffff_ffff)
+        .map(|_| {
+            let (reply, _) = client.reply(4096);
+            assert_eq!(reply.error(), 0);
+            reply.cookie() & 0xffff_ffff
+        })
         .collect();
     cookies.sort_unstable();
     assert_eq!(

@@ -86,9 +86,15 @@ enum Reading {
         is_last: bool,
     },
     /// The first 8 bytes of a data chunk: where its data belongs.
-    DataOffset { slot: usize, header: ChunkHeader },
+    DataOffset {
+        slot: usize,
+        header: ChunkHeader,
+    },
     /// Content that is read whole.
-    Content { slot: usize, header: ChunkHeader },
+    Content {
+        slot: usize,
+        header: ChunkHeader,
+    },
 }
 
 /// See the file's first lines.
@@ -370,9 +376,14 @@ impl Calls {
         let call = self.entries[slot].call.as_ref().expect("in flight");
         let at = offset.checked_sub(call.request.offset);
         let is_read = call.buffer.is_some();
-        at.filter(|at| is_read && at.checked_add(len).is_some_and(|end| end <= call.request.len))
-            .and_then(|at| Some((usize::try_from(at).ok()?, usize::try_from(len).ok()?)))
-            .ok_or(Broken::Malformed { what })
+        at.filter(|at| {
+            is_read
+                && at
+                    .checked_add(len)
+                    .is_some_and(|end| end <= call.request.len)
+        })
+        .and_then(|at| Some((usize::try_from(at).ok()?, usize::try_from(len).ok()?)))
+        .ok_or(Broken::Malformed { what })
     }
 
     fn data_offset(
@@ -385,7 +396,10 @@ impl Calls {
             return Ok(None);
         };
         let what = "data chunk";
-        let len = header.len.checked_sub(OFFSET_LEN as u64).filter(|len| *len > 0);
+        let len = header
+            .len
+            .checked_sub(OFFSET_LEN as u64)
+            .filter(|len| *len > 0);
         let len = len.ok_or(Broken::Malformed { what })?;
         let (at, left) = self.place(slot, u64::from_be_bytes(*bytes), len)?;
         self.reading = Reading::Data {
@@ -463,5 +477,162 @@ impl Calls {
             None => Ok(()),
         };
         self.finish(slot, result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::proto::{
+        Command, Errno, encode_done, encode_error, encode_read_header, encode_simple,
+    };
+    use proptest::prelude::*;
+    use vaio_core::BufferPool;
+
+    fn read(offset: u64, len: usize) -> Call {
+        let mut buffer = BufferPool::new(4096, 0).take(len);
+        buffer.as_mut().fill(0xee);
+        let request = Request {
+            flags: 0,
+            command: Command::Read.to_wire(),
+            cookie: 0,
+            offset,
+            len: len as u64,
+        };
+        Call {
+            request,
+            payload: Bytes::new(),
+            buffer: Some(buffer),
+            wants_status: false,
+        }
+    }
+
+    /// A conversation with one read in flight, and the read's cookie.
+    fn one_read(mode: ReplyMode, offset: u64, len: usize) -> (Calls, usize, u64) {
+        let mut calls = Calls::new(mode, Some(0));
+        let slot = calls.insert(read(offset, len)).unwrap();
+        let mut head = Vec::new();
+        calls.next(&mut head).unwrap();
+        let cookie = u64::from_be_bytes(head[8..16].try_into().unwrap());
+        (calls, slot, cookie)
+    }
+
+    fn feed(calls: &mut Calls, bytes: &[u8], piece: usize) -> Result<(), Broken> {
+        let mut held = Vec::new();
+        for part in bytes.chunks(piece.max(1)) {
+            held.extend_from_slice(part);
+            let used = calls.consume(&held)?;
+            held.drain(..used);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn reply_in_any_pieces_is_the_same_answer() {
+        for mode in [ReplyMode::Simple, ReplyMode::Structured] {
+            for piece in [1, 3, 16, 21, 600] {
+                let (mut calls, slot, cookie) = one_read(mode, 4096, 512);
+                let mut bytes = Vec::new();
+                encode_read_header(mode, cookie, 4096, 512, &mut bytes);
+                bytes.extend_from_slice(&[7; 512]);
+                feed(&mut calls, &bytes, piece).unwrap();
+                let answer = calls.take(slot, Waker::noop()).unwrap().unwrap();
+                assert_eq!(answer.buffer.unwrap().as_ref(), [7; 512]);
+                assert!(calls.is_idle());
+            }
+        }
+    }
+
+    #[test]
+    fn data_outside_of_the_read_breaks_the_connection() {
+        for (offset, len) in [(4095, 512), (4096, 513), (4608, 1), (u64::MAX, 2)] {
+            let (mut calls, _, cookie) = one_read(ReplyMode::Structured, 4096, 512);
+            let mut bytes = Vec::new();
+            encode_read_header(ReplyMode::Structured, cookie, offset, len, &mut bytes);
+            assert!(feed(&mut calls, &bytes, 100).is_err(), "{offset}+{len}");
+        }
+    }
+
+    #[test]
+    fn read_answered_in_part_fails_alone() {
+        let (mut calls, slot, cookie) = one_read(ReplyMode::Structured, 0, 512);
+        let mut bytes = Vec::new();
+        encode_read_header(ReplyMode::Structured, cookie, 0, 256, &mut bytes);
+        bytes.extend_from_slice(&[7; 256]);
+        feed(&mut calls, &bytes, 64).unwrap();
+        let failure = calls.take(slot, Waker::noop()).unwrap().unwrap_err();
+        assert!(matches!(failure, Failure::Server { .. }), "{failure:?}");
+    }
+
+    #[test]
+    fn unknown_twice_answered_and_old_cookies_break_the_connection() {
+        let mode = ReplyMode::Structured;
+        let (mut calls, slot, cookie) = one_read(mode, 0, 512);
+        let mut bytes = Vec::new();
+        encode_error(mode, (cookie, 0), Errno::Io, "no", &mut bytes);
+        feed(&mut calls, &bytes, 7).unwrap();
+        assert!(feed(&mut calls, &bytes, 7).is_err(), "answered twice");
+        let failure = calls.take(slot, Waker::noop()).unwrap().unwrap_err();
+        let text = "no".to_owned();
+        assert_eq!(failure, Failure::Server { error: 5, text });
+        let (mut calls, _, _) = one_read(mode, 0, 512);
+        bytes.clear();
+        encode_done(mode, cookie + 1, 0, &mut bytes);
+        assert!(feed(&mut calls, &bytes, 7).is_err(), "never asked");
+        bytes.clear();
+        encode_simple(cookie, None, &mut bytes);
+        assert!(
+            feed(&mut calls, &bytes, 7).is_err(),
+            "simple success of a structured read"
+        );
+    }
+
+    #[test]
+    fn abandoned_call_frees_its_place_when_answered() {
+        let (mut calls, slot, cookie) = one_read(ReplyMode::Simple, 0, 512);
+        calls.abandon(slot);
+        let mut bytes = Vec::new();
+        encode_simple(cookie, None, &mut bytes);
+        bytes.extend_from_slice(&[7; 512]);
+        feed(&mut calls, &bytes, 50).unwrap();
+        assert!(calls.is_idle() && calls.free == [slot]);
+    }
+
+    #[test]
+    fn limits_hold_in_flight_and_waiting() {
+        let mut calls = Calls::new(ReplyMode::Simple, None);
+        for _ in 0..WAITING_MAX {
+            calls.insert(read(0, 512)).unwrap();
+        }
+        assert_eq!(calls.insert(read(0, 512)), Err(Failure::QueueFull));
+        let mut head = Vec::new();
+        let sent = std::iter::from_fn(|| calls.next(&mut head)).count();
+        assert_eq!(sent, IN_FLIGHT_MAX);
+        calls.fail_all();
+        assert_eq!(calls.insert(read(0, 512)), Err(Failure::Gone));
+    }
+
+    proptest! {
+        /// Whatever a server sends: an answer, a broken connection, or a wait; no panic.
+        #[test]
+        fn any_bytes_are_answered_or_refused(
+            garbage in prop::collection::vec(any::<u8>(), 0..200), piece in 1usize..64, kind in 0u16..8,
+            is_error in any::<bool>(), is_done in any::<bool>(), len in 0u64..600,
+        ) {
+            let mode = ReplyMode::Structured;
+            let (mut calls, slot, cookie) = one_read(mode, 0, 512);
+            prop_assert!(feed(&mut calls, &garbage, piece).is_err() || garbage.len() < 20);
+            let (mut calls, _, _) = one_read(mode, 0, 512);
+            let number = kind | if is_error { 1 << 15 } else { 0 };
+            if let Some(kind) = ChunkKind::from_wire(number) {
+                let header = ChunkHeader { done: is_done, kind, cookie, offset: 0, len };
+                let mut bytes = Vec::new();
+                header.encode(mode, &mut bytes);
+                bytes.extend_from_slice(&garbage);
+                let _ = feed(&mut calls, &bytes, piece);
+            }
+            calls.fail_all();
+            prop_assert!(calls.take(slot, Waker::noop()).is_some());
+        }
     }
 }

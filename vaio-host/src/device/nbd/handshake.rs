@@ -117,7 +117,9 @@ impl Talk<'_> {
     fn refused(&self, refusal: &Refusal) -> Error {
         let uri = self.uri;
         let why = match refusal.kind {
-            Some(OptionReplyType::ErrUnknown) => "the NBD server has no such export: check its name",
+            Some(OptionReplyType::ErrUnknown) => {
+                "the NBD server has no such export: check its name"
+            }
             Some(OptionReplyType::ErrTlsReqd) => "the NBD server wants TLS: use nbds",
             Some(OptionReplyType::ErrUnsup) => "the NBD server is too old for this client",
             _ => "the NBD server refused the export",
@@ -236,11 +238,20 @@ fn device_info(
         ));
     }
     if sizes.max < block {
-        return Err(format!("the NBD server's largest block is too small (max={})", sizes.max));
+        return Err(format!(
+            "the NBD server's largest block is too small (max={})",
+            sizes.max
+        ));
     }
     let has = |flag: u16| flags & flag != 0;
     let read_only = read_only || has(transmission_flag::READ_ONLY);
-    let native = |yes: bool| if yes && !read_only { Support::Native } else { Support::None };
+    let native = |yes: bool| {
+        if yes && !read_only {
+            Support::Native
+        } else {
+            Support::None
+        }
+    };
     let mut info = DeviceInfo::new(size, block).with_caps(|caps| {
         caps.volatile_cache = has(transmission_flag::SEND_FLUSH) && !read_only;
         caps.fua = native(has(transmission_flag::SEND_FUA));

@@ -183,7 +183,7 @@ impl Future for Pending<'_> {
                 Err(failure) => return Poll::Ready(Err(failure)),
             }
             if !state.is_kicked {
-                kick = state.task.clone();
+                kick.clone_from(&state.task);
                 state.is_kicked = kick.is_some();
             }
         }

@@ -78,9 +78,11 @@ impl NbdDevice {
     pub async fn connect(uri: &NbdUri, read_only: bool, rt: &Rt) -> Result<Self> {
         let agree = async {
             let stream = dial(&uri.address).await.map_err(|cause| {
-                Error::config(format!("cannot connect: is the NBD server running, uri={uri}"))
-                    .with_retry(Retry::Later)
-                    .with_source(cause)
+                Error::config(format!(
+                    "cannot connect: is the NBD server running, uri={uri}"
+                ))
+                .with_retry(Retry::Later)
+                .with_source(cause)
             })?;
             handshake::agree(stream, uri, read_only).await
         };
@@ -105,8 +107,10 @@ impl NbdDevice {
     }
 
     async fn call(&self, what: What) -> Result<Answer, Failure> {
-        let buffer = (what.command == Command::Read)
-            .then(|| self.pool.take(usize::try_from(what.extent.len()).expect("a transfer")));
+        let buffer = (what.command == Command::Read).then(|| {
+            self.pool
+                .take(usize::try_from(what.extent.len()).expect("a transfer"))
+        });
         let request = Request {
             flags: what.flags,
             command: what.command.to_wire(),
@@ -255,7 +259,13 @@ impl BlockDevice for NbdDevice {
             return Ok(Reply::Done); // the server has no flush to ask for
         }
         let has_fua = caps.fua != vaio_core::Support::None;
-        let is_fast = matches!(io.op, Op::WriteZeroes { fast_only: true, .. });
+        let is_fast = matches!(
+            io.op,
+            Op::WriteZeroes {
+                fast_only: true,
+                ..
+            }
+        );
         // Flags that a server did not offer must not reach it.
         if caps.support(kind) == vaio_core::Support::None
             || is_fua && !has_fua
@@ -307,7 +317,10 @@ impl BlockDevice for NbdDevice {
 }
 
 fn allocation(flags: u64) -> Allocation {
-    match (flags & status_flag::HOLE != 0, flags & status_flag::ZERO != 0) {
+    match (
+        flags & status_flag::HOLE != 0,
+        flags & status_flag::ZERO != 0,
+    ) {
         (true, true) => Allocation::Hole,
         (true, false) => Allocation::Unmapped,
         (false, true) => Allocation::Zero,

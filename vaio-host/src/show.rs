@@ -1,0 +1,529 @@
+//! Answers as text for people. Pure: from JSON to lines.
+
+use std::{fmt::Write as _, time::Duration};
+
+use serde_json::Value;
+
+/// `vaio status`
+pub(crate) fn status(answer: &Value) -> String {
+    let mut out = String::new();
+    push(
+        &mut out,
+        &format!(
+            "vaio {}, pid {}, up {}, {} NBD connections",
+            text(&answer["version"]),
+            number(&answer["pid"]),
+            time(Duration::from_millis(number(&answer["uptime_ms"]))),
+            number(&answer["nbd_connections"])
+        ),
+    );
+    if let Some(ms) = answer["io_thread_blocked_ms"].as_u64() {
+        push(
+            &mut out,
+            &format!(
+                "PROBLEM: the IO thread has not come back for {}",
+                time(Duration::from_millis(ms))
+            ),
+        );
+    }
+    for disk in list(&answer["disks"]) {
+        push(&mut out, "");
+        self::disk(&mut out, disk);
+    }
+    out
+}
+
+fn disk(out: &mut String, disk: &Value) {
+    push(
+        out,
+        &format!("disk {} = {}", text(&disk["name"]), text(&disk["spec"])),
+    );
+    if let Some(filter) = disk["polling"].as_str() {
+        push(out, &format!("  runs now    {filter}"));
+    }
+    if let Some(problem) = disk["problem"].as_str() {
+        push(out, &format!("  PROBLEM     {problem}"));
+        return;
+    }
+    let running = disk["running"]
+        .as_str()
+        .map_or_else(String::new, |verb| format!(", {verb} runs"));
+    push(
+        out,
+        &format!(
+            "  state       {}{running}, {} in flight, {} orphans",
+            text(&disk["phase"]),
+            number(&disk["in_flight"]),
+            number(&disk["orphans"])
+        ),
+    );
+    push(
+        out,
+        &format!(
+            "  size        {}, blocks of {}",
+            bytes(number(&disk["info"]["capacity"])),
+            number(&disk["info"]["logical_block"])
+        ),
+    );
+    push(
+        out,
+        &format!("  dirty       {}", bytes(number(&disk["dirty_bytes"]))),
+    );
+    if list(&disk["layers"]).is_empty() {
+        push(out, "  filters     none");
+    }
+    for layer in list(&disk["layers"]) {
+        self::layer(out, layer);
+    }
+}
+
+fn layer(out: &mut String, layer: &Value) {
+    let filter = &layer["filter"];
+    let mut line = format!(
+        "  filter      {} {} ({}): {}",
+        text(&layer["name"]),
+        text(&layer["version"]),
+        text(&layer["class"]),
+        text(&layer["health"])
+    );
+    if number(&filter["dirty_bytes"]) > 0 {
+        let _ = write!(line, ", {} dirty", bytes(number(&filter["dirty_bytes"])));
+    }
+    if number(&filter["lag_bytes"]) > 0 {
+        let _ = write!(
+            line,
+            ", replica lacks {}",
+            bytes(number(&filter["lag_bytes"]))
+        );
+    }
+    if number(&layer["faults"]) > 0 {
+        let _ = write!(line, ", {} faults", number(&layer["faults"]));
+    }
+    push(out, &line);
+    for problem in [&layer["fault"], &filter["problem"]] {
+        if let Some(problem) = problem.as_str() {
+            push(out, &format!("    PROBLEM   {problem}"));
+        }
+    }
+    for pair in list(&filter["details"]) {
+        push(
+            out,
+            &format!("    {:<9} {}", text(&pair[0]), text(&pair[1])),
+        );
+    }
+}
+
+/// `vaio stats`
+pub(crate) fn stats(answer: &Value) -> String {
+    let mut out = String::new();
+    for (index, disk) in list(&answer["disks"]).iter().enumerate() {
+        if index > 0 {
+            push(&mut out, "");
+        }
+        push(&mut out, &format!("disk {}", text(&disk["name"])));
+        push(
+            &mut out,
+            &format!(
+                "  {:<16} {:>12} {:>10} {:>8} {:>9} {:>9} {:>9} {:>9}",
+                "", "IOs", "bytes", "errors", "p50", "p99", "p99.9", "max"
+            ),
+        );
+        for op in list(&disk["ops"])
+            .iter()
+            .filter(|op| number(&op["ios"]) > 0)
+        {
+            push(
+                &mut out,
+                &format!(
+                    "  {:<16} {:>12} {:>10} {:>8} {}",
+                    text(&op["op"]),
+                    number(&op["ios"]),
+                    bytes(number(&op["bytes"])),
+                    number(&op["errors"]),
+                    quantiles(&op["latency"])
+                ),
+            );
+        }
+        push(&mut out, "  own time by layer");
+        for layer in list(&disk["layers"]) {
+            let ios: u64 = list(&layer["ios"])
+                .iter()
+                .map(|pair| number(&pair[1]))
+                .sum();
+            push(
+                &mut out,
+                &format!(
+                    "  {:<16} {:>12} {:>10} {:>8} {}",
+                    text(&layer["name"]),
+                    ios,
+                    "",
+                    number(&layer["errors"]),
+                    quantiles(&layer["own"])
+                ),
+            );
+        }
+        let gate = &disk["gate_closed"];
+        push(
+            &mut out,
+            &format!(
+                "  {:<16} {:>12} {:>10} {:>8} {}",
+                "gate closed",
+                number(&gate["count"]),
+                "",
+                "",
+                quantiles(gate)
+            ),
+        );
+    }
+    out
+}
+
+fn quantiles(value: &Value) -> String {
+    if number(&value["count"]) == 0 {
+        return format!("{:>9} {:>9} {:>9} {:>9}", "-", "-", "-", "-");
+    }
+    let at = |key: &str| time(Duration::from_nanos(number(&value[key])));
+    format!(
+        "{:>9} {:>9} {:>9} {:>9}",
+        at("p50_ns"),
+        at("p99_ns"),
+        at("p999_ns"),
+        at("max_ns")
+    )
+}
+
+/// `vaio status --watch`: the status, and rates since the view before.
+pub(crate) fn watch(status_now: &Value, now: &Value, before: Option<(Duration, &Value)>) -> String {
+    let mut out = status(status_now);
+    let Some((since, before)) = before else {
+        return out;
+    };
+    let seconds = since.as_secs_f64().max(0.001);
+    for disk in list(&now["disks"]) {
+        let Some(old) = list(&before["disks"])
+            .iter()
+            .find(|old| old["name"] == disk["name"])
+        else {
+            continue;
+        };
+        push(&mut out, "");
+        push(
+            &mut out,
+            &format!("disk {}, per second", text(&disk["name"])),
+        );
+        for op in list(&disk["ops"]) {
+            let Some(old) = list(&old["ops"]).iter().find(|old| old["op"] == op["op"]) else {
+                continue;
+            };
+            let rate =
+                |key: &str| per_second(number(&op[key]).saturating_sub(number(&old[key])), seconds);
+            if number(&op["ios"]) == 0 {
+                continue;
+            }
+            push(
+                &mut out,
+                &format!(
+                    "  {:<16} {:>9} IOs {:>10} {}",
+                    text(&op["op"]),
+                    rate("ios"),
+                    bytes(rate("bytes")),
+                    quantiles(&op["latency"])
+                ),
+            );
+        }
+    }
+    out
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate for people"
+)]
+fn per_second(count: u64, seconds: f64) -> u64 {
+    (count as f64 / seconds).round() as u64
+}
+
+/// One line of `vaio events`.
+pub(crate) fn event(event: &Value) -> String {
+    let mut line = format!(
+        "{} {:<7} {} {}: {}",
+        wall(number(&event["at"])),
+        text(&event["severity"]),
+        text(&event["disk"]),
+        text(&event["kind"]),
+        text(&event["text"])
+    );
+    if let Some(filter) = event["filter"].as_str() {
+        let _ = write!(line, ", filter={filter}");
+    }
+    if let Some(op) = event["op"].as_str() {
+        let _ = write!(line, " op={op}");
+    }
+    if number(&event["suppressed"]) > 0 {
+        let _ = write!(line, " suppressed={}", number(&event["suppressed"]));
+    }
+    if let Some(next) = event["next_step"].as_str().filter(|next| !next.is_empty()) {
+        let _ = write!(line, "; {next}");
+    }
+    line.push('\n');
+    line
+}
+
+/// `vaio filters`
+pub(crate) fn filters(answer: &Value) -> String {
+    let mut out = String::new();
+    if list(&answer["filters"]).is_empty() {
+        return "this program knows no filters\n".into();
+    }
+    for filter in list(&answer["filters"]) {
+        push(
+            &mut out,
+            &format!(
+                "{} {} ({}): {}",
+                text(&filter["name"]),
+                text(&filter["version"]),
+                text(&filter["class"]),
+                text(&filter["summary"])
+            ),
+        );
+        for setting in list(&filter["settings"]) {
+            let default = match setting["default"].as_str() {
+                None => "required".into(),
+                Some("") => "not set".into(),
+                Some(default) => format!("default {default}"),
+            };
+            push(
+                &mut out,
+                &format!(
+                    "  {}: {} ({default})",
+                    text(&setting["name"]),
+                    text(&setting["summary"])
+                ),
+            );
+        }
+    }
+    out
+}
+
+/// `vaio stack`
+pub(crate) fn stack(answer: &Value) -> String {
+    let mut out = String::new();
+    for disk in list(&answer["disks"]) {
+        push(&mut out, &format!("disk {}", text(&disk["name"])));
+        for filter in list(&disk["filters"]) {
+            let settings: Vec<_> = filter["settings"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(key, value)| format!("{key}={}", text(value)))
+                .collect();
+            let separator = if settings.is_empty() { "" } else { ":" };
+            push(
+                &mut out,
+                &format!(
+                    "  {}{separator}{}",
+                    text(&filter["name"]),
+                    settings.join(",")
+                ),
+            );
+        }
+    }
+    out
+}
+
+/// `vaio dirty`
+pub(crate) fn dirty(answer: &Value) -> String {
+    let mut out = String::new();
+    for disk in list(&answer["disks"]) {
+        let about = if disk["is_estimate"] == true {
+            ", estimated"
+        } else {
+            ""
+        };
+        push(
+            &mut out,
+            &format!(
+                "disk {}: {} not at level {}, oldest {}{about}",
+                text(&disk["name"]),
+                bytes(number(&disk["bytes"])),
+                text(&disk["level"]),
+                time(Duration::from_millis(number(&disk["oldest_age_ms"])))
+            ),
+        );
+    }
+    out
+}
+
+/// Progress of a flush, on one line of a terminal.
+#[derive(Debug, Default)]
+pub(crate) struct Bar;
+
+impl Bar {
+    const WIDTH: u64 = 30;
+
+    /// Shows it anew.
+    pub(crate) fn show(&self, progress: &Value) {
+        eprint!("\r{}\x1b[K", Self::line(progress));
+    }
+
+    /// Leaves the terminal as it was.
+    pub(crate) fn end(self) {
+        eprint!("\r\x1b[K");
+    }
+
+    fn line(progress: &Value) -> String {
+        let (done, left) = (
+            number(&progress["done_bytes"]),
+            number(&progress["remaining_bytes"]),
+        );
+        let all = done.saturating_add(left).max(1);
+        let full = u64::try_from(u128::from(done) * u128::from(Self::WIDTH) / u128::from(all))
+            .unwrap_or(0);
+        let bar: String = (0..Self::WIDTH)
+            .map(|at| if at < full { '#' } else { '.' })
+            .collect();
+        let eta = progress["eta"]["secs"].as_u64();
+        let eta = eta.map_or_else(String::new, |secs| {
+            format!(", about {} left", time(Duration::from_secs(secs)))
+        });
+        format!(
+            "{} [{bar}] {} left{eta}",
+            text(&progress["name"]),
+            bytes(left)
+        )
+    }
+}
+
+fn push(out: &mut String, line: &str) {
+    out.push_str(&crate::exit::one_line(line));
+    out.push('\n');
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+/// Bytes in the largest unit that leaves a number below 1024, one digit after the point.
+fn bytes(value: u64) -> String {
+    let mut unit = 0;
+    let mut tenths = u128::from(value) * 10;
+    while tenths >= 10240 && unit < 5 {
+        tenths /= 1024;
+        unit += 1;
+    }
+    let name = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"][unit];
+    if unit == 0 || tenths.is_multiple_of(10) {
+        return format!("{} {name}", tenths / 10);
+    }
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
+fn time(value: Duration) -> String {
+    let nanos = value.as_nanos();
+    match nanos {
+        0..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => format!("{}us", nanos / 1_000),
+        1_000_000..1_000_000_000 => format!("{}ms", nanos / 1_000_000),
+        _ => {
+            let seconds = value.as_secs();
+            match seconds {
+                0..60 => format!("{seconds}s"),
+                60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+                _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+            }
+        }
+    }
+}
+
+/// Time of day in UTC, to the millisecond, from nanoseconds since 1970.
+fn wall(nanos: u64) -> String {
+    let millis = nanos / 1_000_000;
+    let (days, of_day) = (millis / 86_400_000, millis % 86_400_000);
+    let (year, month, day) = date(days);
+    let (hours, minutes, seconds) = (of_day / 3_600_000, of_day / 60_000 % 60, of_day / 1000 % 60);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}.{:03}Z",
+        of_day % 1000
+    )
+}
+
+/// Year, month and day of a day since 1970-01-01, counting years from March, so that the leap day
+/// is the last.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let of_era = days % 146_097;
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn units_are_for_people() {
+        for (value, shown) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (1 << 30, "1 GiB"),
+            (u64::MAX, "16383.9 PiB"),
+        ] {
+            assert_eq!(bytes(value), shown);
+        }
+        for (nanos, shown) in [
+            (7, "7ns"),
+            (7_500, "7us"),
+            (20_000_000, "20ms"),
+            (59_000_000_000, "59s"),
+            (61_000_000_000, "1m01s"),
+            (7_260_000_000_000, "2h01m"),
+        ] {
+            assert_eq!(time(Duration::from_nanos(nanos)), shown);
+        }
+    }
+
+    #[test]
+    fn wall_time_is_utc() {
+        assert_eq!(wall(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(wall(951_782_400_123_000_000), "2000-02-29T00:00:00.123Z");
+        assert_eq!(wall(1_735_689_599_000_000_000), "2024-12-31T23:59:59.000Z");
+    }
+
+    #[test]
+    fn anything_is_shown_without_panic_and_control_characters() {
+        for value in [
+            json!(null),
+            json!({"disks": [{}]}),
+            json!({"disks": [{"name": "a\u{1b}[1mb", "layers": [{}]}], "filters": [{}]}),
+        ] {
+            for show in [status, stats, filters, stack, dirty] {
+                assert!(!show(&value).contains('\u{1b}'));
+            }
+            watch(&value, &value, Some((Duration::ZERO, &value)));
+            event(&value);
+            Bar::line(&value);
+        }
+    }
+}
