@@ -140,9 +140,7 @@ impl LayerCounters {
     pub(crate) fn snapshot(&self, name: Arc<str>) -> LayerStats {
         LayerStats {
             name,
-            ios: OpKind::ALL
-                .map(|kind| (kind, self.ios.of(kind)))
-                .to_vec(),
+            ios: OpKind::ALL.map(|kind| (kind, self.ios.of(kind))).to_vec(),
             errors: self.errors.load(Relaxed),
             faults: self.faults.load(Relaxed),
             total: self.total.snapshot(),

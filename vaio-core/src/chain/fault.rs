@@ -133,11 +133,7 @@ impl<'a> Submit<'a> {
 
     /// The target answered with an error, or with what does not answer the question.
     #[cold]
-    pub(super) fn leave_badly(
-        &mut self,
-        place: Place,
-        context: &mut Context<'_>,
-    ) -> Poll<Answer> {
+    pub(super) fn leave_badly(&mut self, place: Place, context: &mut Context<'_>) -> Poll<Answer> {
         self.leave();
         let error = match ManuallyDrop::into_inner(place) {
             Poll::Ready(Ok(reply)) => {

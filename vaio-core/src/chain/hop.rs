@@ -3,20 +3,24 @@
 //! [`fault`](super::fault).
 //!
 //! This is the hottest code of the crate. The straight way (target fit, IO within limits, answer
-//! at the first poll) is `poll_new` -> `poll_filter`/`poll_device` -> `leave`. What it costs per
+//! at the first poll) is `poll_new` -> `poll_filter`/`poll_device` -> `polled`. What it costs per
 //! layer, beside the filter's own box that `async_trait` makes:
 //!
-//! * Allocations: none into the first filter, into observers and into the device below none; one
-//!   into a filter that holds or changes data, and into a device below filters, because that
-//!   future outlives a caller that lets go of it.
-//! * Atomic read-modify-writes: one (the layer's counter). Where the future outlives the caller
-//!   also the reference counts of what it needs. Everything else is relaxed loads and stores.
-//! * Copies: the IO is moved once; an observer's hop keeps an equal one (for a write: one more
-//!   reference to the payload). The answer is moved once.
+//! * Allocations: none into an observer, and none where the IO enters the chain. One into a filter
+//!   that holds or changes data, and into a device below filters, because that future outlives a
+//!   caller that lets go of it.
+//! * Atomic read-modify-writes: none ([`Tally`](crate::tally::Tally) counts without). Where the
+//!   future outlives the caller, the reference counts of what it needs: two up, two down (device:
+//!   one). The rest is relaxed loads and stores.
+//! * Copies of the IO (72 bytes): one to the filter; a read leaves its note in place, what else an
+//!   observer gets leaves a clone (for a write: one more reference to the payload). The filter
+//!   makes three more: one to make its future, one into its box, one out of it.
+//! * Copies of the answer (40 bytes): two here, two in the filter.
 //! * Clocks and locks: none, except for the IO in 64 that is timed.
 //!
-//! A hop is 128 bytes, and pieces are kept in places of their own rather than in enums: what is
-//! written in small parts and read in large ones at once makes the processor wait.
+//! What is written in small parts and read in large ones right after makes the processor wait for
+//! its store buffer. So a hop keeps its pieces in places of their own rather than in enums, IO and
+//! answer move as a whole and are looked at only where they lie, and a `Next` is two registers.
 
 use std::{
     fmt,
@@ -263,7 +267,7 @@ impl<'a> Submit<'a> {
             self.start_time();
         }
         match chain.layers.get(usize::from(rule.to)) {
-            Some(layer) => self.poll_filter(layer, context),
+            Some(layer) => self.poll_filter(layer, kind, context),
             None => self.poll_device(context),
         }
     }
@@ -283,21 +287,26 @@ impl<'a> Submit<'a> {
 
     /// Enters a filter and polls it once.
     #[inline]
-    fn poll_filter(&mut self, layer: &'a Layer, context: &mut Context<'_>) -> Poll<Answer> {
+    fn poll_filter(
+        &mut self,
+        layer: &'a Layer,
+        kind: OpKind,
+        context: &mut Context<'_>,
+    ) -> Poll<Answer> {
         if !layer.health.is_active() {
             return self.pass_unfit(layer, context);
         }
-        layer.counters.ios.add(self.kind);
-        self.chain().core.polling.store(self.to + 1, Relaxed);
-        if layer.is_never && !self.way.is(Path::Root) {
+        let (cx, way, below) = (self.cx, self.way, self.to + 1);
+        layer.counters.ios.add(kind);
+        cx.chain.core.polling.store(below, Relaxed);
+        if layer.is_never && !way.is(Path::Root) {
             return self.poll_owned_filter(context);
         }
-        let path = if layer.is_never || self.way.is(Path::Filtered) {
+        let path = if layer.is_never || way.is(Path::Filtered) {
             Path::Filtered
         } else {
             Path::Observed
         };
-        let below = Next::new(self.cx, self.to + 1, self.to + 1, path);
         let mut place = ManuallyDrop::new(Poll::Pending);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let io = if layer.is_never {
@@ -305,9 +314,9 @@ impl<'a> Submit<'a> {
             } else {
                 self.lend_io()
             };
-            let mut future = layer.filter.io(io, below);
-            let (kind, len) = (self.kind, self.read_len());
-            let came = ask(&mut place, kind, len, future.as_mut(), context);
+            let next = Next::new(cx, below, below, path);
+            let mut future = layer.filter.io(io, next);
+            let came = ask(&mut place, kind, self.read_len(), future.as_mut(), context);
             if came == Came::Nothing {
                 self.borrowed = Some(future);
             }
@@ -382,12 +391,13 @@ impl<'a> Submit<'a> {
         stage: Stage,
         context: &mut Context<'_>,
     ) -> Poll<Answer> {
-        self.chain().core.polling.store(self.way.caller(), Relaxed);
+        let (cx, way) = (self.cx, self.way);
+        cx.chain.core.polling.store(way.caller(), Relaxed);
         match caught {
             Ok(Came::Fit) => {
                 self.leave();
-                if self.way.is(Path::Observed) {
-                    self.cx.slot.set_reached(Reached::Done);
+                if way.is(Path::Observed) {
+                    cx.slot.set_reached(Reached::Done);
                 }
                 self.stage = Stage::Ended;
                 ManuallyDrop::into_inner(take(place))
@@ -407,6 +417,7 @@ impl<'a> Submit<'a> {
         let mut place = ManuallyDrop::new(Poll::Pending);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             let (kind, len) = (self.kind, self.read_len());
+            #[expect(clippy::match_same_arms, reason = "their types differ")]
             match (&mut self.borrowed, &mut self.owned) {
                 (Some(target), _) => ask(&mut place, kind, len, target.as_mut(), context),
                 (None, Some(target)) => ask(&mut place, kind, len, target.as_mut(), context),
@@ -436,8 +447,9 @@ impl<'a> Submit<'a> {
     /// Leaves the target.
     #[inline]
     pub(super) fn leave(&self) {
-        self.cx.slot.at.store(self.way.caller(), Relaxed);
-        if self.cx.slot.is_sampled.load(Relaxed) {
+        let slot = &self.cx.slot;
+        slot.at.store(self.way.caller(), Relaxed);
+        if slot.is_sampled.load(Relaxed) {
             self.record_time();
         }
     }

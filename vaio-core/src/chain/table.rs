@@ -256,3 +256,43 @@ fn emulated(info: DeviceInfo) -> DeviceInfo {
     info.zeroes_max = DeviceInfo::CAPACITY_MAX;
     info
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Op, chain::emulate};
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The quick check lets nothing through that the checks in detail would stop.
+        #[test]
+        fn what_is_plain_is_no_breach_and_needs_no_emulation(
+            offset in prop_oneof![0..1u64 << 21, Just(u64::MAX - (1 << 21))],
+            len in 0..1u64 << 21,
+            to_block in any::<bool>(),
+            transfer_max in prop_oneof![Just(4096u32), Just(1 << 20)],
+            is_forbidden in any::<bool>(),
+            is_refused in any::<bool>(),
+            kind in prop_oneof![Just(OpKind::Read), Just(OpKind::Discard)],
+        ) {
+            let mask = if to_block { !4095 } else { !0 };
+            let extent = Extent::new(offset & mask, len & mask);
+            let mut info = DeviceInfo::new(1 << 20, 4096);
+            info.transfer_max = transfer_max;
+            let mut level = device_level(0, &info);
+            let rule = &mut level.rules[kind as usize];
+            rule.is_forbidden = is_forbidden;
+            rule.is_refused = is_refused;
+            rule.set_plain(kind, &info);
+            let rule = level.rules[kind as usize];
+            let is_stopped = is_forbidden
+                || level.misfit(kind, extent).is_some()
+                || emulate::is_needed(&Op::Read { extent }, extent, &rule);
+            if kind == OpKind::Read {
+                prop_assert_eq!(rule.takes_plain(extent), !is_stopped);
+            } else {
+                prop_assert!(!rule.takes_plain(extent), "only reads and writes are plain");
+            }
+        }
+    }
+}
