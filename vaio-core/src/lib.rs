@@ -58,6 +58,7 @@ mod slot;
 mod state;
 mod stats;
 pub mod sync;
+mod tally;
 
 pub use self::core::{DiskSettings, OnStall};
 pub use allocation::{Allocation, AllocationMap};

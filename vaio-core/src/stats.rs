@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::OpKind;
+use crate::{OpKind, tally::Tally};
 
 /// One IO in this many is timed, layer by layer.
 pub const SAMPLE_EVERY: u64 = 64;
@@ -124,7 +124,7 @@ pub struct Quantiles {
 /// Counters of one layer of a chain.
 #[derive(Debug, Default)]
 pub(crate) struct LayerCounters {
-    pub(crate) ios: [AtomicU64; OpKind::COUNT],
+    pub(crate) ios: Tally,
     pub(crate) errors: AtomicU64,
     pub(crate) faults: AtomicU64,
     pub(crate) total: Histogram,
@@ -140,9 +140,7 @@ impl LayerCounters {
     pub(crate) fn snapshot(&self, name: Arc<str>) -> LayerStats {
         LayerStats {
             name,
-            ios: OpKind::ALL
-                .map(|kind| (kind, self.ios[kind as usize].load(Relaxed)))
-                .to_vec(),
+            ios: OpKind::ALL.map(|kind| (kind, self.ios.of(kind))).to_vec(),
             errors: self.errors.load(Relaxed),
             faults: self.faults.load(Relaxed),
             total: self.total.snapshot(),

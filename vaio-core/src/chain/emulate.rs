@@ -199,18 +199,14 @@ async fn part(
         chain: Arc::clone(&whole.chain),
         slot,
     };
-    let next = Next {
-        cx: &cx,
-        level: rule.to,
-        caller,
-        path: Path::Root,
-    };
+    let next = Next::new(&cx, rule.to, caller, Path::Root);
     Submit::past_fence(next, io, site).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chain::table::Plain;
     use bytes::Bytes;
 
     fn rule() -> Rule {
@@ -222,6 +218,7 @@ mod tests {
             can_unmap: true,
             can_be_fast: true,
             len_max: 4096,
+            plain: Plain::default(),
         }
     }
 

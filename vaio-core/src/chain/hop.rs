@@ -1,55 +1,84 @@
-//! One hop: an IO on its way from one layer into the next. Everything that keeps a bad filter
-//! from hurting others is here: the checks on what it sends down and answers, the catching of
-//! panics, the adoption of IO that it lets go, and the rescue of IO above a failed observer.
+//! One hop: an IO on its way from one layer into the next, and its answer on the way back. What
+//! happens when a target breaks its contract, and other ways than the straight one, is in
+//! [`fault`](super::fault).
 //!
-//! This is the hottest code of the crate. The common way (target fit, IO within limits, answer at
-//! the first poll) is `poll_new` -> `poll_filter`/`poll_device` -> `leave`, and moves the IO once.
+//! This is the hottest code of the crate. The straight way (target fit, IO within limits, answer
+//! at the first poll) is `poll_new` -> `poll_filter`/`poll_device` -> `polled`. What it costs per
+//! layer, beside the filter's own box that `async_trait` makes:
+//!
+//! * Allocations: none into an observer, and none where the IO enters the chain. One into a filter
+//!   that holds or changes data, and into a device below filters, because that future outlives a
+//!   caller that lets go of it.
+//! * Atomic read-modify-writes: none ([`Tally`](crate::tally::Tally) counts without). Where the
+//!   future outlives the caller, the reference counts of what it needs: two up, two down (device:
+//!   one). The rest is relaxed loads and stores.
+//! * Copies of the IO (72 bytes): one to the filter; a read leaves its note in place, what else an
+//!   observer gets leaves a clone (for a write: one more reference to the payload). The filter
+//!   makes three more: one to make its future, one into its box, one out of it.
+//! * Copies of the answer (40 bytes): two here, two in the filter.
+//! * Clocks and locks: none, except for the IO in 64 that is timed.
+//!
+//! What is written in small parts and read in large ones right after makes the processor wait for
+//! its store buffer. So a hop keeps its pieces in places of their own rather than in enums, IO and
+//! answer move as a whole and are looked at only where they lie, and a `Next` is two registers.
 
 use std::{
-    any::Any,
     fmt,
     future::Future,
+    mem::ManuallyDrop,
     panic::{AssertUnwindSafe, Location, catch_unwind},
     pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
 };
 
-use super::{Chain, Layer, Next, Path, Rule, emulate, panic_text};
+use super::{Chain, IoCx, Layer, Level, Next, Path, emulate, next::Way};
 use crate::{
-    BoxFuture, Error, ErrorKind, Extent, Health, Instant, Io, Op, OpKind, Reply, Result,
-    event::{EventKind, Notice, Severity},
-    keeper::{Keeper, Orphan},
-    slot::Reached,
+    BoxFuture, Extent, Health, Instant, Io, Op, OpKind, Reply, Result, slot::Reached,
+    stats::LayerCounters,
 };
 
-type Answer = Result<Reply>;
+pub(super) type Answer = Result<Reply>;
+/// What catching a panic leaves.
+pub(super) type Caught = std::thread::Result<Came>;
 
-/// What came of the first poll of a target.
-enum Once<F> {
-    Ready(Answer),
-    Pending(F),
-}
+/// Where a target's answer is put: it is looked at there, and moved as a whole. If the destructor
+/// of the target's future panics, the answer is forgotten.
+pub(super) type Place = ManuallyDrop<Poll<Answer>>;
 
-impl<F> Once<F> {
-    #[inline]
-    fn map_pending<T>(self, keep: impl FnOnce(F) -> T) -> Once<T> {
-        match self {
-            Self::Ready(answer) => Once::Ready(answer),
-            Self::Pending(future) => Once::Pending(keep(future)),
-        }
-    }
+/// What is in the place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Came {
+    Nothing,
+    /// An answer to the question.
+    Fit,
+    /// An error, or an answer to another question.
+    Unfit,
 }
 
 #[inline]
-fn once<'f>(
-    mut future: BoxFuture<'f, Answer>,
+fn take(place: &mut Place) -> Place {
+    std::mem::replace(place, ManuallyDrop::new(Poll::Pending))
+}
+
+/// Polls a target that was asked for `kind`, of `len` bytes if that is a read. Not inlined, or the
+/// answer would be taken apart.
+#[inline(never)]
+pub(super) fn ask(
+    place: &mut Place,
+    kind: OpKind,
+    len: u64,
+    target: Pin<&mut (dyn Future<Output = Answer> + Send + '_)>,
     context: &mut Context<'_>,
-) -> Once<BoxFuture<'f, Answer>> {
-    match future.as_mut().poll(context) {
-        Poll::Ready(answer) => Once::Ready(answer),
-        Poll::Pending => Once::Pending(future),
-    }
+) -> Came {
+    let poll = target.poll(context);
+    let came = match &poll {
+        Poll::Pending => Came::Nothing,
+        Poll::Ready(Ok(reply)) if reply.answers(kind, len) => Came::Fit,
+        Poll::Ready(_) => Came::Unfit,
+    };
+    *place = ManuallyDrop::new(poll);
+    came
 }
 
 /// The future of an IO submitted through [`Next`].
@@ -57,31 +86,38 @@ fn once<'f>(
 /// Nothing happens before the first poll. Dropped after it, the IO runs to its end by itself.
 #[must_use = "an IO does nothing until it is awaited"]
 pub struct Submit<'a> {
-    next: Next<'a>,
-    site: &'static Location<'static>,
-    /// Before the start: the IO. While it is in an observer: the IO again, should that fail.
-    io: Option<Io>,
-    target: Target<'a>,
-    /// The fence was waited for, or is the business of the IO that this is a part of.
-    is_past_fence: bool,
-    /// Other IOs stand for this one: they are counted and timed at the target, not it.
-    is_emulated: bool,
-    to: u8,
-    kind: OpKind,
-    /// Whether this hop is timed.
-    is_timed: bool,
-    extent: Extent,
+    pub(super) cx: &'a IoCx,
+    pub(super) site: &'static Location<'static>,
+    /// The IO, where `has_io`; else a read of its extent, as a note of that.
+    io: Io,
+    /// Part of the caller's future: a target's, or a detour's (see `stage`).
+    pub(super) borrowed: Option<BoxFuture<'a, Answer>>,
+    /// The target's, outlives the caller.
+    pub(super) owned: Option<BoxFuture<'static, Answer>>,
+    pub(super) way: Way,
+    pub(super) to: u8,
+    /// Set at the first poll: to look into the IO before it lies still would take it apart.
+    pub(super) kind: OpKind,
+    pub(super) stage: Stage,
+    /// Before the start, and while it is in an observer, should that fail.
+    has_io: bool,
 }
 
-enum Target<'a> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
     /// Not started.
     New,
+    /// Not started; the fence was waited for, or is the business of the IO that this is a part of.
+    PastFence,
     /// In a filter or device whose future is part of the caller's.
-    Borrowed(BoxFuture<'a, Answer>),
+    Borrowed,
     /// In a filter or device whose future outlives the caller.
-    Owned(BoxFuture<'static, Answer>),
+    Owned,
+    /// As `Owned`, but other IOs stand for this one: they are counted and timed at the target, not
+    /// it.
+    Emulated,
     /// Waiting for the fence, emulating, or rescuing: other hops do the work.
-    Detour(BoxFuture<'a, Answer>),
+    Detour,
     Ended,
 }
 
@@ -89,23 +125,23 @@ impl<'a> Submit<'a> {
     #[inline]
     pub(super) fn new(next: Next<'a>, io: Io, site: &'static Location<'static>) -> Self {
         Self {
-            next,
+            cx: next.cx,
             site,
-            kind: io.op.kind(),
-            io: Some(io),
-            target: Target::New,
-            is_past_fence: false,
-            is_emulated: false,
+            io,
+            borrowed: None,
+            owned: None,
+            way: next.way,
             to: 0,
-            extent: Extent::default(),
-            is_timed: false,
+            kind: OpKind::Read,
+            stage: Stage::New,
+            has_io: true,
         }
     }
 
     /// An IO, or a part of one, that has waited for the fence.
     pub(super) fn past_fence(next: Next<'a>, io: Io, site: &'static Location<'static>) -> Self {
         let mut submit = Self::new(next, io, site);
-        submit.is_past_fence = true;
+        submit.stage = Stage::PastFence;
         submit
     }
 
@@ -115,480 +151,329 @@ impl<'a> Submit<'a> {
     }
 
     #[inline]
-    fn chain(&self) -> &'a Arc<Chain> {
-        &self.next.cx.chain
+    pub(super) fn chain(&self) -> &'a Arc<Chain> {
+        &self.cx.chain
     }
 
-    fn layer(&self) -> Option<&'a Arc<Layer>> {
+    #[inline]
+    pub(super) fn layer(&self) -> Option<&'a Arc<Layer>> {
         self.chain().layers.get(usize::from(self.to))
     }
 
-    /// Finds the target and enters it, or takes a detour, or ends at once.
+    pub(super) fn counters(&self) -> &'a LayerCounters {
+        self.layer()
+            .map_or(&self.chain().device_counters, |layer| &layer.counters)
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        self.io.op.extent()
+    }
+
+    /// Bytes asked for, if this is a read.
     #[inline]
+    pub(super) fn read_len(&self) -> u64 {
+        match &self.io.op {
+            Op::Read { extent } => extent.len(),
+            _ => 0,
+        }
+    }
+
+    /// The way that this IO came, from `level` on.
+    pub(super) fn next_at(&self, level: u8) -> Next<'a> {
+        Next {
+            cx: self.cx,
+            way: self.way.at(level),
+        }
+    }
+
+    pub(super) fn next(&self) -> Next<'a> {
+        self.next_at(self.way.level())
+    }
+
+    /// Whether the IO is still or again here.
+    pub(super) fn has_spare(&self) -> bool {
+        self.has_io
+    }
+
+    /// The IO, if it is still or again here.
+    pub(super) fn spare(&mut self) -> Option<Io> {
+        self.has_io.then(|| self.take_io())
+    }
+
+    /// The IO, for good; its extent stays.
+    #[inline]
+    pub(super) fn take_io(&mut self) -> Io {
+        debug_assert!(self.has_io);
+        self.has_io = false;
+        let note = Io::read(self.extent());
+        std::mem::replace(&mut self.io, note)
+    }
+
+    /// The IO; an equal one stays. It is the original that goes on, as a whole, and a read is not
+    /// cloned but noted.
+    #[inline]
+    fn lend_io(&mut self) -> Io {
+        let Op::Read { extent } = self.io.op else {
+            return self.lend_clone();
+        };
+        let same = self.io.with_op(Op::Read { extent });
+        std::mem::replace(&mut self.io, same)
+    }
+
+    #[inline(never)]
+    fn lend_clone(&mut self) -> Io {
+        let same = self.io.clone();
+        std::mem::replace(&mut self.io, same)
+    }
+
+    /// Finds the target and enters it, or takes a detour, or ends at once. Not inlined: every filter
+    /// shares it, and the answer is moved as a whole.
+    #[inline(never)]
     fn poll_new(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         let chain = self.chain();
-        let io = self.io.as_ref().expect("a new hop has its IO");
-        if let Op::Write { offset, data, .. } = &io.op
-            && Extent::checked(*offset, data.len() as u64).is_none()
-        {
+        let (kind, extent, has_flags) = match &self.io.op {
+            Op::Read { extent } => (OpKind::Read, Some(*extent), false),
+            Op::Write { offset, data, fua } => {
+                let extent = Extent::checked(*offset, data.len() as u64);
+                (OpKind::Write, extent, *fua)
+            }
+            op => (op.kind(), Some(op.extent()), true),
+        };
+        self.kind = kind;
+        let Some(extent) = extent else {
+            self.io = Io::read(Extent::default());
             return self.forbidden("a write that overflows");
-        }
-        self.extent = io.op.extent();
-        let level = &chain.levels[usize::from(self.next.level)];
-        let rule = &level.rules[self.kind as usize];
-        if self.next.caller != 0 {
-            if rule.is_forbidden && self.next.level == self.next.caller {
-                return self.forbidden("an operation that its descriptor refuses");
-            }
-            if let Some(what) = level.misfit(self.kind, self.extent) {
-                return self.forbidden(what);
-            }
+        };
+        let level = &chain.levels[usize::from(self.way.level())];
+        let rule = &level.rules[kind as usize];
+        let is_plain = !has_flags && rule.takes_plain(extent);
+        if !is_plain && let Some(what) = self.breach(level, extent) {
+            return self.forbidden(what);
         }
         let fence = &chain.core.fence;
         if !fence.is_empty()
-            && !self.is_past_fence
-            && fence.blocks(self.extent, self.kind.is_mutation(), self.next.caller)
+            && self.stage == Stage::New
+            && fence.blocks(extent, kind.is_mutation(), self.way.caller())
         {
             return self.wait_for_fence(context);
         }
         self.to = rule.to;
-        if emulate::is_needed(&io.op, self.extent, rule) {
+        if !is_plain && emulate::is_needed(&self.io.op, extent, rule) {
             return self.emulate(*rule, context);
         }
-        self.next.cx.slot.at.store(rule.to + 1, Relaxed);
-        if self.next.cx.slot.is_sampled.load(Relaxed) {
+        let slot = &self.cx.slot;
+        slot.at.store(rule.to + 1, Relaxed);
+        if slot.is_sampled.load(Relaxed) {
             self.start_time();
         }
         match chain.layers.get(usize::from(rule.to)) {
-            Some(layer) => self.poll_filter(layer, context),
+            Some(layer) => self.poll_filter(layer, kind, context),
             None => self.poll_device(context),
         }
     }
 
-    /// Does the IO by other means. Below a filter that is one owned future: let go half way it
-    /// runs to its end as a whole, and what an observer is rescued with is the answer of the
-    /// whole.
-    #[cold]
-    fn emulate(&mut self, rule: Rule, context: &mut Context<'_>) -> Poll<Answer> {
-        let cx = self.next.cx;
-        cx.slot.at.store(rule.to + 1, Relaxed);
-        let io = self.io.take().expect("a new hop has its IO");
-        let (cx, caller, site) = (cx.clone(), self.next.caller, self.site);
-        let run = Box::pin(emulate::run(cx, caller, io, rule, site));
-        if self.next.path == Path::Root {
-            return self.detour(run, context);
+    /// What is wrong with what the filter sent down, if anything. The port checks for itself.
+    #[inline(never)]
+    fn breach(&self, level: &Level, extent: Extent) -> Option<&'static str> {
+        let caller = self.way.caller();
+        if caller == 0 {
+            return None;
         }
-        self.is_emulated = true;
-        if self.next.cx.slot.is_sampled.load(Relaxed) {
-            self.start_time();
+        if level.rules[self.kind as usize].is_forbidden && self.way.level() == caller {
+            return Some("an operation that its descriptor refuses");
         }
-        self.mark_reached();
-        let polled = catch_unwind(AssertUnwindSafe(|| once(run, context)));
-        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
+        level.misfit(self.kind, extent)
     }
 
     /// Enters a filter and polls it once.
     #[inline]
-    fn poll_filter(&mut self, layer: &'a Arc<Layer>, context: &mut Context<'_>) -> Poll<Answer> {
+    fn poll_filter(
+        &mut self,
+        layer: &'a Layer,
+        kind: OpKind,
+        context: &mut Context<'_>,
+    ) -> Poll<Answer> {
         if !layer.health.is_active() {
             return self.pass_unfit(layer, context);
         }
-        let (next, to) = (self.next, self.to);
-        layer.counters.ios[self.kind as usize].fetch_add(1, Relaxed);
-        let below = Next {
-            cx: next.cx,
-            level: to + 1,
-            caller: to + 1,
-            path: if layer.is_never || next.path == Path::Filtered {
-                Path::Filtered
-            } else {
-                Path::Observed
-            },
-        };
-        let core = &self.chain().core;
-        core.polling.store(to + 1, Relaxed);
-        if layer.is_never && next.path != Path::Root {
+        let (cx, way, below) = (self.cx, self.way, self.to + 1);
+        layer.counters.ios.add(kind);
+        cx.chain.core.polling.store(below, Relaxed);
+        if layer.is_never && !way.is(Path::Root) {
             return self.poll_owned_filter(context);
         }
-        // The IO is made where it is used: it is large enough for a copy to show.
-        let io = &mut self.io;
-        let polled = catch_unwind(AssertUnwindSafe(|| {
+        let path = if layer.is_never || way.is(Path::Filtered) {
+            Path::Filtered
+        } else {
+            Path::Observed
+        };
+        let mut place = ManuallyDrop::new(Poll::Pending);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
             let io = if layer.is_never {
-                io.take()
+                self.take_io()
             } else {
-                io.clone()
+                self.lend_io()
             };
-            once(
-                layer.filter.io(io.expect("a new hop has its IO"), below),
-                context,
-            )
+            let next = Next::new(cx, below, below, path);
+            let mut future = layer.filter.io(io, next);
+            let came = ask(&mut place, kind, self.read_len(), future.as_mut(), context);
+            if came == Came::Nothing {
+                self.borrowed = Some(future);
+            }
+            came
         }));
-        self.polled(
-            polled.map(|once| once.map_pending(Target::Borrowed)),
-            context,
-        )
+        self.polled(caught, &mut place, Stage::Borrowed, context)
     }
 
     /// Enters a filter that holds or changes data, below one that may let go of it.
-    #[inline]
+    #[inline(never)]
     fn poll_owned_filter(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         self.mark_reached();
-        let (cx, to) = (self.next.cx.clone(), self.to);
-        let io = &mut self.io;
-        let polled = catch_unwind(AssertUnwindSafe(|| {
-            let io = io.take().expect("a new hop has its IO");
-            let owned: BoxFuture<'static, Answer> = Box::pin(async move {
-                let below = Next {
-                    cx: &cx,
-                    level: to + 1,
-                    caller: to + 1,
-                    path: Path::Filtered,
-                };
+        let mut place = ManuallyDrop::new(Poll::Pending);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            let (cx, to) = (self.cx.clone(), self.to);
+            let io = self.take_io();
+            let mut future = Box::pin(async move {
+                let below = Next::new(&cx, to + 1, to + 1, Path::Filtered);
                 cx.chain.layers[usize::from(to)].filter.io(io, below).await
             });
-            once(owned, context)
+            let (kind, len) = (self.kind, self.read_len());
+            let came = ask(&mut place, kind, len, future.as_mut(), context);
+            if came == Came::Nothing {
+                self.owned = Some(future);
+            }
+            came
         }));
-        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
+        self.polled(caught, &mut place, Stage::Owned, context)
     }
 
     /// Enters the device and polls it once.
-    #[inline]
+    #[inline(never)]
     fn poll_device(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         let chain = self.chain();
-        chain.device_counters.ios[self.kind as usize].fetch_add(1, Relaxed);
+        chain.device_counters.ios.add(self.kind);
         chain.core.polling.store(self.to + 1, Relaxed);
-        if self.next.path == Path::Root {
-            let io = &mut self.io;
-            let polled = catch_unwind(AssertUnwindSafe(|| {
-                once(
-                    chain
-                        .device
-                        .submit(io.take().expect("a new hop has its IO")),
-                    context,
-                )
+        let mut place = ManuallyDrop::new(Poll::Pending);
+        if self.way.is(Path::Root) {
+            let caught = catch_unwind(AssertUnwindSafe(|| {
+                let mut future = chain.device.submit(self.take_io());
+                let (kind, len) = (self.kind, self.read_len());
+                let came = ask(&mut place, kind, len, future.as_mut(), context);
+                if came == Came::Nothing {
+                    self.borrowed = Some(future);
+                }
+                came
             }));
-            return self.polled(
-                polled.map(|once| once.map_pending(Target::Borrowed)),
-                context,
-            );
+            return self.polled(caught, &mut place, Stage::Borrowed, context);
         }
         self.mark_reached();
-        let device = Arc::clone(&chain.device);
-        let io = &mut self.io;
-        let polled = catch_unwind(AssertUnwindSafe(|| {
-            let io = io.take().expect("a new hop has its IO");
-            let owned: BoxFuture<'static, Answer> =
-                Box::pin(async move { device.submit(io).await });
-            once(owned, context)
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            let device = Arc::clone(&chain.device);
+            let io = self.take_io();
+            let mut future = Box::pin(async move { device.submit(io).await });
+            let (kind, len) = (self.kind, self.read_len());
+            let came = ask(&mut place, kind, len, future.as_mut(), context);
+            if came == Came::Nothing {
+                self.owned = Some(future);
+            }
+            came
         }));
-        self.polled(polled.map(|once| once.map_pending(Target::Owned)), context)
+        self.polled(caught, &mut place, Stage::Owned, context)
     }
 
-    /// What came of the first poll.
-    #[inline]
-    fn polled(
+    /// What came of a poll; `stage`: how it goes on if it is pending.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "a copy of the answer less")]
+    pub(super) fn polled(
         &mut self,
-        polled: Result<Once<Target<'a>>, Box<dyn Any + Send>>,
+        caught: Caught,
+        place: &mut Place,
+        stage: Stage,
         context: &mut Context<'_>,
     ) -> Poll<Answer> {
-        self.chain().core.polling.store(self.next.caller, Relaxed);
-        match polled {
-            Ok(Once::Ready(answer)) => self.leave(answer, context),
-            Ok(Once::Pending(target)) => {
-                self.target = target;
+        let (cx, way) = (self.cx, self.way);
+        cx.chain.core.polling.store(way.caller(), Relaxed);
+        match caught {
+            Ok(Came::Fit) => {
+                self.leave();
+                if way.is(Path::Observed) {
+                    cx.slot.set_reached(Reached::Done);
+                }
+                self.stage = Stage::Ended;
+                ManuallyDrop::into_inner(take(place))
+            }
+            Ok(Came::Nothing) => {
+                self.stage = stage;
                 Poll::Pending
             }
-            Err(panic) => self.panicked(&panic_text(panic.as_ref()), context),
+            Ok(Came::Unfit) => self.leave_badly(take(place), context),
+            Err(panic) => self.panicked(panic.as_ref(), context),
         }
     }
 
     /// Polls the target again.
     fn poll_target(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
-        let core = &self.chain().core;
-        core.polling.store(self.to + 1, Relaxed);
-        let target = &mut self.target;
-        let polled = catch_unwind(AssertUnwindSafe(|| match target {
-            Target::Borrowed(future) => future.as_mut().poll(context),
-            Target::Owned(future) => future.as_mut().poll(context),
-            _ => unreachable!("only a target is polled"),
+        self.chain().core.polling.store(self.to + 1, Relaxed);
+        let mut place = ManuallyDrop::new(Poll::Pending);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            let (kind, len) = (self.kind, self.read_len());
+            #[expect(clippy::match_same_arms, reason = "their types differ")]
+            match (&mut self.borrowed, &mut self.owned) {
+                (Some(target), _) => ask(&mut place, kind, len, target.as_mut(), context),
+                (None, Some(target)) => ask(&mut place, kind, len, target.as_mut(), context),
+                (None, None) => unreachable!("a target that is pending has its future"),
+            }
         }));
-        core.polling.store(self.next.caller, Relaxed);
-        match polled {
-            Ok(Poll::Ready(answer)) => {
-                self.drop_target();
-                self.leave(answer, context)
-            }
-            Ok(Poll::Pending) => {
-                let was_bypassed = matches!(self.target, Target::Borrowed(_))
-                    && self
-                        .layer()
-                        .is_some_and(|layer| layer.health.get() == Health::Bypassed);
-                if was_bypassed {
-                    self.drop_target();
-                    return self.fault("the filter was bypassed while it held the IO", context);
-                }
-                Poll::Pending
-            }
-            Err(panic) => {
-                self.drop_target();
-                self.panicked(&panic_text(panic.as_ref()), context)
-            }
+        if !matches!(caught, Ok(Came::Nothing)) {
+            self.drop_target();
+        } else if self.stage == Stage::Borrowed
+            && self
+                .layer()
+                .is_some_and(|layer| layer.health.get() == Health::Bypassed)
+        {
+            self.chain().core.polling.store(self.way.caller(), Relaxed);
+            self.drop_target();
+            return self.fault("the filter was bypassed while it held the IO", context);
+        }
+        self.polled(caught, &mut place, self.stage, context)
+    }
+
+    pub(super) fn mark_reached(&self) {
+        if self.way.is(Path::Observed) {
+            self.cx.slot.set_reached(Reached::InFlight);
         }
     }
 
-    /// Ends the target's future without letting its destructor hurt anyone.
-    fn drop_target(&mut self) {
-        let target = std::mem::replace(&mut self.target, Target::Ended);
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(target)));
-    }
-
-    fn mark_reached(&self) {
-        if self.next.path == Path::Observed {
-            self.next.cx.slot.set_reached(Reached::InFlight);
-        }
-    }
-
-    /// Leaves the target with its answer.
+    /// Leaves the target.
     #[inline]
-    fn leave(&mut self, answer: Answer, context: &mut Context<'_>) -> Poll<Answer> {
-        let cx = self.next.cx;
-        cx.slot.at.store(self.next.caller, Relaxed);
-        if self.is_timed {
+    pub(super) fn leave(&self) {
+        let slot = &self.cx.slot;
+        slot.at.store(self.way.caller(), Relaxed);
+        if slot.is_sampled.load(Relaxed) {
             self.record_time();
         }
-        match &answer {
-            Ok(reply) if reply.answers(self.kind, self.extent.len()) => {
-                if self.next.path == Path::Observed {
-                    cx.slot.set_reached(Reached::Done);
-                }
-            }
-            Ok(reply) => {
-                let text = wrong_answer(reply, self.kind, self.extent);
-                return self.lied(&text, context);
-            }
-            Err(error) => {
-                let chain = self.chain();
-                let counters = self
-                    .layer()
-                    .map_or(&chain.device_counters, |layer| &layer.counters);
-                if !self.is_emulated {
-                    counters.errors.fetch_add(1, Relaxed);
-                }
-                // An observer that was taken out of the path while it had the IO, and answers
-                // with the error it got for its own breach: its IO goes on without it.
-                if self.io.is_some() && self.layer().is_some_and(|layer| is_own(layer, error)) {
-                    let text = error.message().to_owned();
-                    return self.fault(&text, context);
-                }
-                if self.next.path == Path::Observed {
-                    cx.slot.fail(error);
-                }
-            }
-        }
-        self.target = Target::Ended;
-        Poll::Ready(answer)
     }
 
     #[cold]
-    fn start_time(&mut self) {
-        self.is_timed = true;
+    pub(super) fn start_time(&self) {
         let now = self.chain().core.rt.now().as_nanos();
-        self.next.cx.slot.entered[usize::from(self.to)].store(now, Relaxed);
+        self.cx.slot.entered[usize::from(self.to)].store(now, Relaxed);
     }
 
     #[cold]
-    fn record_time(&mut self) {
-        let (cx, chain) = (self.next.cx, self.chain());
-        self.is_timed = false;
-        let since = cx.slot.entered[usize::from(self.to)].load(Relaxed);
+    fn record_time(&self) {
+        let (slot, chain) = (&self.cx.slot, self.chain());
+        let since = slot.entered[usize::from(self.to)].load(Relaxed);
         let total = chain.core.rt.now().since(Instant::from_nanos(since));
-        let counters = self
-            .layer()
-            .map_or(&chain.device_counters, |layer| &layer.counters);
-        let below = cx.slot.below[usize::from(self.to)].swap(0, Relaxed);
-        if !self.is_emulated {
-            counters.record_time(total, std::time::Duration::from_nanos(below));
+        let below = slot.below[usize::from(self.to)].swap(0, Relaxed);
+        if self.stage != Stage::Emulated {
+            self.counters()
+                .record_time(total, std::time::Duration::from_nanos(below));
         }
-        if let Some(caller) = self.next.caller.checked_sub(1) {
-            cx.slot.below[usize::from(caller)].fetch_add(crate::stats::nanos(total), Relaxed);
+        if let Some(caller) = self.way.caller().checked_sub(1) {
+            slot.below[usize::from(caller)].fetch_add(crate::stats::nanos(total), Relaxed);
         }
     }
-
-    #[cold]
-    fn detour(
-        &mut self,
-        mut future: BoxFuture<'a, Answer>,
-        context: &mut Context<'_>,
-    ) -> Poll<Answer> {
-        let poll = future.as_mut().poll(context);
-        self.target = if poll.is_ready() {
-            Target::Ended
-        } else {
-            Target::Detour(future)
-        };
-        poll
-    }
-
-    #[cold]
-    fn wait_for_fence(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
-        let (next, kind, extent) = (self.next, self.kind, self.extent);
-        let (io, site) = (self.io.take().expect("a new hop has its IO"), self.site);
-        let wait = async move {
-            next.cx
-                .chain
-                .core
-                .fence
-                .wait(extent, kind.is_mutation(), next.caller)
-                .await;
-            Submit::past_fence(next, io, site).await
-        };
-        self.detour(Box::pin(wait), context)
-    }
-
-    /// The filter sent down what it must not.
-    #[cold]
-    fn forbidden(&mut self, what: &str) -> Poll<Answer> {
-        let chain = self.chain();
-        let text = format!("the filter sent down {what}, at={}", self.site);
-        let caller = self.next.caller.saturating_sub(1);
-        if let Some(layer) = chain.layers.get(usize::from(caller)) {
-            layer.rebuke(&chain.core, &text);
-        }
-        self.target = Target::Ended;
-        Poll::Ready(Err(Error::new(ErrorKind::FilterFault, text)
-            .with_op(self.kind)
-            .with_extent(self.extent)
-            .with_filter(chain.name_of(caller))))
-    }
-
-    /// The target is a filter that failed before.
-    #[cold]
-    fn pass_unfit(&mut self, layer: &Arc<Layer>, context: &mut Context<'_>) -> Poll<Answer> {
-        if layer.health.get() == Health::Faulted {
-            self.target = Target::Ended;
-            return Poll::Ready(Err(layer_fault(layer, self.kind, self.extent)));
-        }
-        let io = self.io.take().expect("a new hop has its IO");
-        let below = Next {
-            level: self.to + 1,
-            ..self.next
-        };
-        let around = Submit::past_fence(below, io, self.site);
-        self.detour(Box::pin(around), context)
-    }
-
-    #[cold]
-    fn panicked(&mut self, text: &str, context: &mut Context<'_>) -> Poll<Answer> {
-        let core = &self.chain().core;
-        match self.layer() {
-            Some(layer) => {
-                layer.blame(core, EventKind::FilterPanicked, text);
-            }
-            None => {
-                let text = text.replace("the filter", "the device");
-                core.events.send(Notice::of(
-                    Severity::Error,
-                    EventKind::FilterPanicked,
-                    text.clone(),
-                ));
-                return self.fault(&text, context);
-            }
-        }
-        self.fault(text, context)
-    }
-
-    #[cold]
-    fn lied(&mut self, text: &str, context: &mut Context<'_>) -> Poll<Answer> {
-        match self.layer() {
-            Some(layer) => {
-                layer.rebuke(&self.chain().core, text);
-                self.fault(text, context)
-            }
-            None => self.fault(&text.replace("the filter", "the device"), context),
-        }
-    }
-
-    /// The target broke off (panicked, hung or lied) before it gave a usable answer: goes on
-    /// without it where that is safe, else fails the IO.
-    #[cold]
-    fn fault(&mut self, text: &str, context: &mut Context<'_>) -> Poll<Answer> {
-        self.next.cx.slot.at.store(self.next.caller, Relaxed);
-        let (next, kind, extent) = (self.next, self.kind, self.extent);
-        // Below a filter that is not an observer no one knows whether it was forwarded.
-        let is_known = next.path != Path::Filtered || !kind.is_mutation();
-        let io = self.io.take().filter(|_| is_known);
-        let layer = self.layer();
-        let bypassed = layer.filter(|layer| layer.health.get() == Health::Bypassed);
-        let (Some(layer), Some(io)) = (bypassed, io) else {
-            let kind_of = if layer.is_some() {
-                ErrorKind::FilterFault
-            } else {
-                ErrorKind::Internal
-            };
-            let mut error = Error::new(kind_of, text).with_op(kind).with_extent(extent);
-            if let Some(layer) = layer {
-                error = error.with_filter(Arc::clone(&layer.name));
-            }
-            self.target = Target::Ended;
-            return Poll::Ready(Err(error));
-        };
-        let slot = &next.cx.slot;
-        let answer = match slot.reached() {
-            Reached::Done if kind != OpKind::Read => Some(Ok(Reply::Done)),
-            Reached::Failed => Some(Err(crate::sync::lock(&slot.error)
-                .take()
-                .unwrap_or_else(|| layer_fault(layer, kind, extent)))),
-            Reached::Nothing | Reached::InFlight | Reached::Done => None,
-        };
-        let rescue = next.cx.chain.core.keeper.rescue(slot);
-        let below = Next {
-            level: self.to + 1,
-            ..next
-        };
-        let site = self.site;
-        let rescued = async move {
-            if let Some(answer) = answer {
-                return answer;
-            }
-            // The filter had forwarded it: the answer that it would have had is used.
-            if let Some(rescue) = rescue
-                && let Ok(answer) = rescue.await
-            {
-                return answer;
-            }
-            // Whatever fence there is was raised after the IO came, perhaps for the IO itself.
-            Submit::past_fence(below, io, site).await
-        };
-        self.detour(Box::pin(rescued), context)
-    }
-}
-
-fn wrong_answer(reply: &Reply, kind: OpKind, extent: Extent) -> String {
-    let got = match reply {
-        Reply::Data(data) => format!("{} bytes of data", data.len()),
-        Reply::Done => "no data".to_owned(),
-    };
-    format!("the filter answered with {got}, op={kind} extent={extent}")
-}
-
-/// Whether a bypassed filter's error is the one that it got for its own breach.
-fn is_own(layer: &Layer, error: &Error) -> bool {
-    layer.health.get() == Health::Bypassed
-        && error.kind() == ErrorKind::FilterFault
-        && error.filter() == Some(&layer.name)
-}
-
-fn layer_fault(layer: &Layer, kind: OpKind, extent: Extent) -> Error {
-    let fault = layer.health.fault().unwrap_or_default();
-    Error::new(
-        ErrorKind::FilterFault,
-        format!(
-            "the filter failed before and the disk cannot go on without it; replace it: {fault}"
-        ),
-    )
-    .with_filter(Arc::clone(&layer.name))
-    .with_op(kind)
-    .with_extent(extent)
 }
 
 impl Future for Submit<'_> {
@@ -596,17 +481,11 @@ impl Future for Submit<'_> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
-        match &mut self.target {
-            Target::New => self.poll_new(context),
-            Target::Borrowed(_) | Target::Owned(_) => self.poll_target(context),
-            Target::Detour(future) => {
-                let poll = future.as_mut().poll(context);
-                if poll.is_ready() {
-                    self.target = Target::Ended;
-                }
-                poll
-            }
-            Target::Ended => panic!("an IO was polled after it ended"),
+        match self.stage {
+            Stage::New | Stage::PastFence => self.poll_new(context),
+            Stage::Borrowed | Stage::Owned | Stage::Emulated => self.poll_target(context),
+            Stage::Detour => self.poll_detour(context),
+            Stage::Ended => panic!("an IO was polled after it ended"),
         }
     }
 }
@@ -614,45 +493,8 @@ impl Future for Submit<'_> {
 impl Drop for Submit<'_> {
     #[inline]
     fn drop(&mut self) {
-        if !matches!(self.target, Target::New | Target::Ended) {
+        if !matches!(self.stage, Stage::New | Stage::PastFence | Stage::Ended) {
             self.let_go();
-        }
-    }
-}
-
-impl Submit<'_> {
-    /// Dropped in flight.
-    #[cold]
-    fn let_go(&mut self) {
-        let (cx, caller) = (self.next.cx, self.next.caller);
-        match std::mem::replace(&mut self.target, Target::Ended) {
-            Target::Owned(future) => {
-                // The outermost hop that is being dropped knows who let go.
-                let by = cx.slot.dropper().unwrap_or(caller);
-                let dropped_by = match by.checked_sub(1) {
-                    Some(layer) => cx.chain.name_of(layer),
-                    None => Arc::from("port"),
-                };
-                let orphan = Orphan {
-                    future,
-                    kind: self.kind,
-                    extent: self.extent,
-                    level: caller,
-                    dropped_by,
-                    slot: Arc::clone(&cx.slot),
-                    ends_slot: false,
-                };
-                Keeper::adopt(&cx.chain.core, orphan);
-            }
-            Target::Borrowed(future) | Target::Detour(future) => {
-                let is_outermost = cx.slot.set_dropper(caller);
-                // A destructor that panics while another unwinds would end the process.
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
-                if is_outermost {
-                    cx.slot.clear_dropper();
-                }
-            }
-            Target::New | Target::Ended => {}
         }
     }
 }
@@ -662,5 +504,15 @@ impl fmt::Debug for Submit<'_> {
         f.debug_struct("Submit")
             .field("site", &self.site)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hop_is_two_cache_lines() {
+        assert_eq!(size_of::<Submit<'_>>(), 128);
     }
 }

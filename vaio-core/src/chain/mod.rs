@@ -6,6 +6,7 @@
 //! `i` submits into. With `n` filters, target `n` is the device.
 
 mod emulate;
+mod fault;
 mod hop;
 mod next;
 mod table;

@@ -16,6 +16,7 @@ pub(crate) struct IoCx {
 
 /// Who could let go of what is submitted next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Path {
     /// No filter: the IO's root is owned as a whole.
     Root,
@@ -39,26 +40,56 @@ pub(crate) enum Path {
 #[derive(Clone, Copy, Debug)]
 pub struct Next<'a> {
     pub(crate) cx: &'a IoCx,
-    /// Level to look the target up at.
-    pub(crate) level: u8,
-    /// Layer that submits, plus one; 0: the port.
-    pub(crate) caller: u8,
-    pub(crate) path: Path,
+    pub(crate) way: Way,
+}
+
+/// Where from and how an IO goes, in one number: so that a [`Next`] goes in two registers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way(u32);
+
+impl Way {
+    /// `level`: where to look the target up; `caller`: layer that submits, plus one, 0: the port.
+    #[inline]
+    pub(crate) const fn new(level: u8, caller: u8, path: Path) -> Self {
+        Self(u32::from_le_bytes([level, caller, path as u8, 0]))
+    }
+
+    #[inline]
+    pub(crate) const fn level(self) -> u8 {
+        self.0.to_le_bytes()[0]
+    }
+
+    #[inline]
+    pub(crate) const fn caller(self) -> u8 {
+        self.0.to_le_bytes()[1]
+    }
+
+    #[inline]
+    pub(crate) const fn is(self, path: Path) -> bool {
+        self.0.to_le_bytes()[2] == path as u8
+    }
+
+    /// The same, to be looked up at another level.
+    pub(crate) const fn at(self, level: u8) -> Self {
+        let [_, caller, path, _] = self.0.to_le_bytes();
+        Self(u32::from_le_bytes([level, caller, path, 0]))
+    }
 }
 
 impl<'a> Next<'a> {
+    #[inline]
+    pub(crate) const fn new(cx: &'a IoCx, level: u8, caller: u8, path: Path) -> Self {
+        let way = Way::new(level, caller, path);
+        Self { cx, way }
+    }
+
     pub(crate) const fn root(cx: &'a IoCx, level: u8) -> Self {
-        Self {
-            cx,
-            level,
-            caller: level,
-            path: Path::Root,
-        }
+        Self::new(cx, level, level, Path::Root)
     }
 
     /// What the disk looks like below the filter.
     pub fn info(&self) -> &'a DeviceInfo {
-        self.cx.chain.info(self.level as usize)
+        self.cx.chain.info(self.way.level() as usize)
     }
 
     /// Passes an IO on. Use the IO that the filter was called with, or one derived from it with

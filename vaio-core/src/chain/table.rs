@@ -66,6 +66,41 @@ pub(crate) struct Rule {
     pub(crate) can_be_fast: bool,
     /// Longest extent that the target takes, in bytes.
     pub(crate) len_max: u64,
+    pub(crate) plain: Plain,
+}
+
+/// What an extent has to be for the common case: a read, or a write without fua, that whoever
+/// submits into the level may send and the target takes as it is. Whatever is not of that case is
+/// looked at in detail.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Plain {
+    end_max: u64,
+    align_mask: u64,
+    /// 0: nothing.
+    len_max: u64,
+}
+
+impl Rule {
+    /// Whether an extent is of the common case, and not empty.
+    #[inline]
+    pub(crate) const fn takes_plain(&self, extent: Extent) -> bool {
+        extent.end() <= self.plain.end_max
+            && (extent.offset() | extent.len()) & self.plain.align_mask == 0
+            && extent.len().wrapping_sub(1) < self.plain.len_max
+    }
+
+    fn set_plain(&mut self, kind: OpKind, info: &DeviceInfo) {
+        let is_data = matches!(kind, OpKind::Read | OpKind::Write);
+        self.plain = if is_data && !self.is_forbidden && !self.is_refused {
+            Plain {
+                end_max: info.capacity,
+                align_mask: u64::from(info.logical_block) - 1,
+                len_max: self.len_max.min(info.transfer_max.into()),
+            }
+        } else {
+            Plain::default()
+        };
+    }
 }
 
 /// Builds the levels, bottom first. `levels[i]` is what layer `i - 1` (or the port) sees.
@@ -89,6 +124,11 @@ pub(crate) fn build(layers: &[Arc<Layer>], device: &DeviceInfo) -> Result<Box<[L
         shaped.validate().map_err(named)?;
         let level = filter_level(index, &layer.descriptor, shaped, below).map_err(named)?;
         levels.push(level);
+    }
+    for level in &mut levels {
+        for kind in OpKind::ALL {
+            level.rules[kind as usize].set_plain(kind, &level.info);
+        }
     }
     levels.reverse();
     Ok(levels.into())
@@ -116,6 +156,7 @@ fn device_level(target: usize, device: &DeviceInfo) -> Level {
         can_unmap: true,
         can_be_fast: caps.fast_zeroes,
         len_max: len_max(device, kind),
+        plain: Plain::default(),
     });
     Level {
         info: emulated(*device),
@@ -151,6 +192,7 @@ fn filter_level(
             can_unmap: flags.may_unmap,
             can_be_fast: flags.fast_only && shaped.caps.fast_zeroes,
             len_max: len_max(&shaped, kind),
+            plain: Plain::default(),
         },
     });
     Ok(Level {
@@ -213,4 +255,44 @@ fn emulated(info: DeviceInfo) -> DeviceInfo {
     info.transfer_max = TRANSFER_MAX;
     info.zeroes_max = DeviceInfo::CAPACITY_MAX;
     info
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Op, chain::emulate};
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The quick check lets nothing through that the checks in detail would stop.
+        #[test]
+        fn what_is_plain_is_no_breach_and_needs_no_emulation(
+            offset in prop_oneof![0..1u64 << 21, Just(u64::MAX - (1 << 21))],
+            len in 0..1u64 << 21,
+            to_block in any::<bool>(),
+            transfer_max in prop_oneof![Just(4096u32), Just(1 << 20)],
+            is_forbidden in any::<bool>(),
+            is_refused in any::<bool>(),
+            kind in prop_oneof![Just(OpKind::Read), Just(OpKind::Discard)],
+        ) {
+            let mask = if to_block { !4095 } else { !0 };
+            let extent = Extent::new(offset & mask, len & mask);
+            let mut info = DeviceInfo::new(1 << 20, 4096);
+            info.transfer_max = transfer_max;
+            let mut level = device_level(0, &info);
+            let rule = &mut level.rules[kind as usize];
+            rule.is_forbidden = is_forbidden;
+            rule.is_refused = is_refused;
+            rule.set_plain(kind, &info);
+            let rule = level.rules[kind as usize];
+            let is_stopped = is_forbidden
+                || level.misfit(kind, extent).is_some()
+                || emulate::is_needed(&Op::Read { extent }, extent, &rule);
+            if kind == OpKind::Read {
+                prop_assert_eq!(rule.takes_plain(extent), !is_stopped);
+            } else {
+                prop_assert!(!rule.takes_plain(extent), "only reads and writes are plain");
+            }
+        }
+    }
 }
