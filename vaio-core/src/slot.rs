@@ -177,9 +177,13 @@ impl SlotTable {
         slot
     }
 
-    /// The slots with an IO in flight.
+    /// The slots with an IO in flight. Forgets those that are gone: a listed one keeps its memory.
     pub(crate) fn busy(&self) -> Vec<Arc<Slot>> {
-        let slots = lock(&self.0);
+        let mut slots = lock(&self.0);
+        slots.retain(|slot| slot.strong_count() > 0);
+        if slots.capacity() / 4 > slots.len() {
+            slots.shrink_to_fit();
+        }
         slots
             .iter()
             .filter_map(Weak::upgrade)
