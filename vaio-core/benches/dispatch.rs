@@ -22,6 +22,16 @@
 //! * `transparent_layer_ns`: each filter that does not intercept, mean of 8.
 //! * `allocs_*`: calls of the allocator per IO.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::too_many_lines,
+    clippy::wildcard_imports,
+    clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
+    reason = "a benchmark, and support code that it shares with the tests"
+)]
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 

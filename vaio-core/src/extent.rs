@@ -183,7 +183,7 @@ mod tests {
             let mut at = offset;
             for piece in pieces {
                 prop_assert_eq!(piece.offset(), at);
-                prop_assert!(piece.len() <= max && piece.len() > 0);
+                prop_assert!(piece.len() <= max && !piece.is_empty());
                 at = piece.end();
             }
         }

@@ -100,6 +100,9 @@ impl<'a> Next<'a> {
     }
 
     /// Reads an extent.
+    ///
+    /// # Errors
+    /// As every method of [`Next`].
     #[track_caller]
     pub fn read(self, extent: Extent) -> impl Future<Output = Result<Bytes>> + Send + 'a {
         let read = Submit::new(self, Io::read(extent), Location::caller());

@@ -54,6 +54,10 @@ pub(crate) enum FuaRule {
 
 /// Where an operation goes from a level, and what the target can take.
 #[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about a target"
+)]
 pub(crate) struct Rule {
     /// The first layer that does not pass the operation; the number of layers: the device.
     pub(crate) to: u8,
