@@ -11,8 +11,10 @@ use std::{
 };
 
 use super::{
-    Layer, Path, Rule, emulate,
-    hop::{Answer, Came, Place, Stage, Submit, ask},
+    Layer, Path, Rule,
+    answer::{Answer, Came, Place, ask},
+    emulate,
+    hop::{Stage, Submit},
     panic_text,
 };
 use crate::{

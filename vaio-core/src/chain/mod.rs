@@ -5,6 +5,7 @@
 //! Levels count from the top: level 0 is what the port submits into, level `i + 1` what filter
 //! `i` submits into. With `n` filters, target `n` is the device.
 
+mod answer;
 mod emulate;
 mod fault;
 mod hop;
