@@ -1,7 +1,9 @@
 //! [`BufferPool`]: aligned, recycled buffers for direct IO, in safe code.
 //!
 //! A buffer is a vector that is long enough for an aligned window to lie inside it. Frozen into
-//! [`Bytes`], it comes back to its pool when the last clone is dropped.
+//! [`Bytes`], it comes back to its pool when the last clone is dropped. A large one is a mapping
+//! of its own: an allocator would keep the memory of a burst, the operating system takes it back
+//! at once.
 
 use std::{
     fmt,
@@ -9,6 +11,50 @@ use std::{
 };
 
 use bytes::Bytes;
+use memmap2::MmapMut;
+
+/// Buffers from this size on are mappings of their own, in bytes.
+const MAPPED_MIN: usize = 512 << 10;
+/// What a mapping is aligned to at least.
+const PAGE: usize = 4096;
+
+enum Memory {
+    Heap(Box<[u8]>),
+    Map(MmapMut),
+}
+
+impl Memory {
+    /// Memory in which `len` bytes aligned to `align` lie.
+    fn new(len: usize, align: usize) -> Self {
+        if len >= MAPPED_MIN
+            && align <= PAGE
+            && let Ok(map) = MmapMut::map_anon(len + align)
+        {
+            return Self::Map(map);
+        }
+        Self::Heap(vec![0; len + align].into_boxed_slice())
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Heap(bytes) => bytes,
+            Self::Map(map) => map,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Heap(bytes) => bytes,
+            Self::Map(map) => map,
+        }
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.bytes().len())
+    }
+}
 
 /// A pool of buffers of one alignment.
 ///
@@ -27,7 +73,7 @@ struct Shared {
 struct Free {
     held: usize,
     /// Index: log2 of the capacity without the slack for alignment.
-    classes: [Vec<Box<[u8]>>; 48],
+    classes: [Vec<Memory>; 48],
 }
 
 impl BufferPool {
@@ -59,11 +105,11 @@ impl BufferPool {
             }
             reused
         };
-        let memory = reused.unwrap_or_else(|| vec![0; class + self.0.align].into_boxed_slice());
-        let from = memory.as_ptr().align_offset(self.0.align);
+        let memory = reused.unwrap_or_else(|| Memory::new(class, self.0.align));
+        let from = memory.bytes().as_ptr().align_offset(self.0.align);
         debug_assert!(from < self.0.align, "an aligned window lies inside");
         AlignedBuf {
-            memory,
+            memory: Some(memory),
             from,
             len,
             pool: Arc::downgrade(&self.0),
@@ -99,13 +145,18 @@ impl Shared {
 
 /// A buffer of a [`BufferPool`]: aligned, exclusive, returned on drop.
 pub struct AlignedBuf {
-    memory: Box<[u8]>,
+    /// Taken when it goes back to the pool.
+    memory: Option<Memory>,
     from: usize,
     len: usize,
     pool: Weak<Shared>,
 }
 
 impl AlignedBuf {
+    fn memory(&self) -> &Memory {
+        self.memory.as_ref().expect("held until drop")
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len
@@ -129,13 +180,14 @@ impl AlignedBuf {
 
 impl AsRef<[u8]> for AlignedBuf {
     fn as_ref(&self) -> &[u8] {
-        &self.memory[self.from..self.from + self.len]
+        &self.memory().bytes()[self.from..self.from + self.len]
     }
 }
 
 impl AsMut<[u8]> for AlignedBuf {
     fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.from..self.from + self.len]
+        let memory = self.memory.as_mut().expect("held until drop");
+        &mut memory.bytes_mut()[self.from..self.from + self.len]
     }
 }
 
@@ -152,8 +204,10 @@ impl Drop for AlignedBuf {
         let Some(pool) = self.pool.upgrade() else {
             return;
         };
-        let memory = std::mem::take(&mut self.memory);
-        let class = memory.len() - pool.align;
+        let Some(memory) = self.memory.take() else {
+            return;
+        };
+        let class = memory.bytes().len() - pool.align;
         let mut free = pool.lock();
         if free.held + class <= pool.held_max {
             free.held += class;
@@ -180,6 +234,16 @@ mod tests {
         assert_eq!(pool.held(), 8192);
         let again = pool.take(6000);
         assert_eq!((pool.held(), again.len()), (0, 6000));
+    }
+
+    #[test]
+    fn large_buffers_are_aligned_writable_and_come_back_too() {
+        let pool = BufferPool::new(4096, 4 << 20);
+        let mut buffer = pool.take(MAPPED_MIN + 1);
+        assert_eq!(buffer.as_ref().as_ptr().align_offset(4096), 0);
+        buffer.as_mut().fill(7);
+        assert!(buffer.freeze().iter().all(|byte| *byte == 7));
+        assert_eq!(pool.held(), 2 * MAPPED_MIN);
     }
 
     #[test]
