@@ -38,7 +38,7 @@ use super::{
 };
 
 /// Unused aligned memory that one device keeps, in bytes.
-const POOL_HELD_MAX: usize = 2 << 20;
+const POOL_HELD_MAX: usize = 1 << 20;
 /// Zeroes written by one request where the file system cannot zero by itself, in bytes.
 const ZEROES_CHUNK: u64 = 256 << 10;
 /// Pieces that one allocation map tells; what is beyond is told as data.

@@ -42,7 +42,7 @@ use super::{
 };
 
 /// Receive buffer of a connection, in bytes: a few dozen small writes.
-const INBOX: usize = 256 << 10;
+const INBOX: usize = 144 << 10;
 /// Payloads from this size on are received straight into their own buffer.
 const LARGE: u32 = 32 << 10;
 /// What is received beside a large payload, so that the next request's header comes with it.

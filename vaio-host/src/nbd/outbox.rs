@@ -14,7 +14,7 @@ const PIECES_MAX: usize = 64;
 /// Sent bytes in front of the buffer that are worth moving the rest for.
 const COMPACT_MIN: usize = 256 << 10;
 /// Memory that an empty outbox keeps, in bytes.
-const KEPT_MAX: usize = 1 << 20;
+const KEPT_MAX: usize = 256 << 10;
 
 /// Bytes to send, in order.
 #[derive(Debug, Default)]
