@@ -47,3 +47,21 @@ async fn filter_that_never_answers_is_counted_in_the_state() {
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert_eq!(disk.state().layers[0].faults, 1);
 }
+
+/// Found by reading: an observer that flushed first and then panicked had its write answered with
+/// the flush's success, and the write was never sent down.
+#[tokio::test]
+async fn write_that_an_observer_never_forwarded_is_not_answered_with_its_flush() {
+    let observer = custom(every_op("observer", Class::Inspect), |io, next| {
+        Box::pin(async move {
+            if io.op.kind() == OpKind::Write {
+                next.flush().await?;
+                panic!("before the write");
+            }
+            next.submit(io).await
+        })
+    });
+    let disk = open(RamDisk::new(1 << 20), vec![observer]).await;
+    disk.submit(write_of(0, 7, 512)).await.unwrap();
+    assert_eq!(read_all(&disk, 0, 512).await, vec![7; 512]);
+}

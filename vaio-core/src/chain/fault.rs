@@ -154,7 +154,7 @@ impl<'a> Submit<'a> {
             let text = error.message().to_owned();
             return self.fault(&text, context);
         }
-        if self.way.is(Path::Observed) {
+        if self.stands_for_slot() {
             self.cx.slot.fail(&error);
         }
         self.stage = Stage::Ended;

@@ -357,7 +357,7 @@ impl<'a> Submit<'a> {
         match caught {
             Ok(Came::Fit) => {
                 self.leave();
-                if way.is(Path::Observed) {
+                if self.stands_for_slot() {
                     cx.slot.set_reached(Reached::Done);
                 }
                 self.stage = Stage::Ended;
@@ -399,8 +399,15 @@ impl<'a> Submit<'a> {
         self.polled(caught, &mut place, self.stage, context)
     }
 
+    /// Whether this hop does the operation of its slot's IO, below observers alone: only then does
+    /// it say how far that IO came. An observer may send another operation first.
+    #[inline]
+    pub(super) fn stands_for_slot(&self) -> bool {
+        self.way.is(Path::Observed) && self.cx.slot.kind() == self.kind
+    }
+
     pub(super) fn mark_reached(&self) {
-        if self.way.is(Path::Observed) {
+        if self.stands_for_slot() {
             self.cx.slot.set_reached(Reached::InFlight);
         }
     }
