@@ -106,6 +106,13 @@ class Server:
     def alive(self):
         return self.proc.poll() is None
 
+    def ended(self, within_s=5):
+        """Whether it has ended, or does so soon: a process that dies closes its socket before it counts as dead."""
+        end = time.monotonic() + within_s
+        while self.alive() and time.monotonic() < end:
+            time.sleep(0.005)
+        return not self.alive()
+
     def stop(self, sig=signal.SIGTERM):
         """Signal (None: it has got one), wait, return the exit code (None: it had to be killed)."""
         if self.alive() and sig is not None:
