@@ -2,3 +2,6 @@
 //! its promises.
 
 pub mod disk;
+pub mod tape;
+
+pub use tape::{Choices, ChoicesError, Family, Odometer, Swarm, Tape};
