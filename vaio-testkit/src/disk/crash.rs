@@ -6,7 +6,7 @@
 //! *beaten* where something durable, or what readers see, stands against it: no crash keeps it by
 //! chance, but one that keeps nothing else of that block may.
 //!
-//! Cases are found and compared by hash before any image is made.
+//! Cases are found and compared by hash before any image is made; which ones, is in [`Tier`].
 
 use super::{
     cache::Snapshot,
@@ -15,72 +15,28 @@ use super::{
     spec::{CrashSpec, Piece, Survivors},
 };
 
-/// Images that [`Tier::Exhaustive`] makes at most; where there would be more it makes none.
-pub const EXHAUSTIVE_MAX: u64 = 1 << 14;
-/// Mutations up to which [`Tier::Pairs`] makes images.
-pub const PAIRS_MAX: usize = 64;
-
-/// A family of crash images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Tier {
-    /// Nothing survives that need not.
-    None,
-    /// Everything survives, and what was in flight landed.
-    All,
-    /// What was acknowledged survives, and nothing that was in flight.
-    Acked,
-    /// All but one mutation.
-    DropOne,
-    /// One mutation only.
-    KeepOne,
-    /// The first few mutations in order of submission, over all disks.
-    Prefix,
-    /// One mutation of several blocks, cut at each boundary, head or tail kept, and all else kept
-    /// or dropped.
-    Torn,
-    /// All but two mutations, and two only.
-    Pairs,
-    /// Every legal image, if they are at most [`EXHAUSTIVE_MAX`].
-    Exhaustive,
-    /// That many by chance.
-    Random(u32),
-}
-
-impl Tier {
-    /// What finds bugs at a low price: everything that is linear in the pending mutations.
-    pub const USUAL: [Self; 7] = [
-        Self::None,
-        Self::All,
-        Self::Acked,
-        Self::DropOne,
-        Self::KeepOne,
-        Self::Prefix,
-        Self::Torn,
-    ];
-}
-
 /// One way a crash may end. Belongs to the point that made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CrashCase {
-    keep: Keep,
+    pub(super) keep: Keep,
     /// Hash of the content of all disks together.
     pub hash: u64,
 }
 
 /// A set of units.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Keep(Vec<u64>);
+pub(super) struct Keep(Vec<u64>);
 
 impl Keep {
-    fn none(units: usize) -> Self {
+    pub(super) fn none(units: usize) -> Self {
         Self(vec![0; units.div_ceil(64)])
     }
 
-    fn has(&self, unit: usize) -> bool {
+    pub(super) fn has(&self, unit: usize) -> bool {
         self.0[unit / 64] >> (unit % 64) & 1 == 1
     }
 
-    fn put(&mut self, unit: usize, is_kept: bool) {
+    pub(super) fn put(&mut self, unit: usize, is_kept: bool) {
         let bit = 1 << (unit % 64);
         if is_kept {
             self.0[unit / 64] |= bit;
@@ -89,43 +45,43 @@ impl Keep {
         }
     }
 
-    fn set_to(&mut self, other: &Self) {
+    pub(super) fn set_to(&mut self, other: &Self) {
         self.0.copy_from_slice(&other.0);
     }
 }
 
 /// One block of a pending mutation.
 #[derive(Clone, Debug)]
-struct Unit {
+pub(super) struct Unit {
     /// Position within its mutation.
-    offset: u64,
-    is_beaten: bool,
-    is_acked: bool,
+    pub(super) offset: u64,
+    pub(super) is_beaten: bool,
+    pub(super) is_acked: bool,
 }
 
 /// A pending mutation, with its units that a crash decides.
 #[derive(Clone, Debug)]
-struct Group {
+pub(super) struct Group {
     disk: usize,
     letter: char,
     number: u64,
     count: u64,
-    first: usize,
-    end: usize,
+    pub(super) first: usize,
+    pub(super) end: usize,
 }
 
 /// One block that may turn out in several ways.
 #[derive(Clone, Debug)]
-struct Slot {
+pub(super) struct Slot {
     disk: usize,
     block: u64,
     /// Best first: kept, it hides the ones after it.
-    choices: Vec<Choice>,
+    pub(super) choices: Vec<Choice>,
 }
 
 #[derive(Clone, Debug)]
-struct Choice {
-    unit: usize,
+pub(super) struct Choice {
+    pub(super) unit: usize,
     /// What it adds to the sum of contributions.
     delta: u64,
     content: Content,
@@ -134,12 +90,12 @@ struct Choice {
 /// Disks at the moment at which they lose power together.
 #[derive(Clone, Debug)]
 pub struct CrashPoint {
-    disks: Vec<(String, Image)>,
-    units: Vec<Unit>,
+    pub(super) disks: Vec<(String, Image)>,
+    pub(super) units: Vec<Unit>,
     /// In order of submission over all disks.
-    groups: Vec<Group>,
-    slots: Vec<Slot>,
-    all: Keep,
+    pub(super) groups: Vec<Group>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) all: Keep,
 }
 
 impl CrashPoint {
@@ -258,44 +214,6 @@ impl CrashPoint {
         self.units.len()
     }
 
-    /// The cases of these tiers, in their order, without those whose hash `is_new` turns away.
-    ///
-    /// `is_new` is asked once per generated case: it is where equal images are recognised.
-    /// `choose(n)` gives a number below `n`, 0 for the most benign; only [`Tier::Random`] asks.
-    pub fn cases(
-        &self,
-        tiers: &[Tier],
-        choose: &mut dyn FnMut(u32) -> u32,
-        is_new: &mut dyn FnMut(u64) -> bool,
-    ) -> Vec<CrashCase> {
-        let mut found = Vec::new();
-        let mut sums = vec![0; self.disks.len()];
-        let mut take = |keep: &Keep| {
-            let hash = self.hash(keep, &mut sums);
-            if is_new(hash) {
-                found.push(CrashCase {
-                    keep: keep.clone(),
-                    hash,
-                });
-            }
-        };
-        for tier in tiers {
-            match tier {
-                Tier::None => take(&Keep::none(self.units.len())),
-                Tier::All => take(&self.all),
-                Tier::Acked => take(&self.acked()),
-                Tier::DropOne => self.one(&self.all, false, &mut take),
-                Tier::KeepOne => self.one(&Keep::none(self.units.len()), true, &mut take),
-                Tier::Prefix => self.prefixes(&mut take),
-                Tier::Torn => self.torn(&mut take),
-                Tier::Pairs => self.pairs(&mut take),
-                Tier::Exhaustive => self.exhaustive(&mut take),
-                Tier::Random(count) => (0..*count).for_each(|_| take(&self.random(choose))),
-            }
-        }
-        found
-    }
-
     /// The images of a case, one per disk, in the order in which the disks were given.
     pub fn images(&self, case: &CrashCase) -> Vec<Image> {
         let mut images: Vec<_> = self.disks.iter().map(|(_, base)| base.clone()).collect();
@@ -351,7 +269,7 @@ impl CrashPoint {
         CrashCase { keep, hash }
     }
 
-    fn hash(&self, keep: &Keep, sums: &mut [u64]) -> u64 {
+    pub(super) fn hash(&self, keep: &Keep, sums: &mut [u64]) -> u64 {
         sums.fill(0);
         for slot in &self.slots {
             if let Some(choice) = slot.choices.iter().find(|choice| keep.has(choice.unit)) {
@@ -388,136 +306,6 @@ impl CrashPoint {
             }
         }
         pieces
-    }
-
-    fn acked(&self) -> Keep {
-        let mut keep = self.all.clone();
-        for (number, unit) in self.units.iter().enumerate() {
-            keep.put(number, self.all.has(number) && unit.is_acked);
-        }
-        keep
-    }
-
-    /// Keeps or drops the units of a group; kept, also those that are beaten.
-    fn put(keep: &mut Keep, group: &Group, is_kept: bool) {
-        for unit in group.first..group.end {
-            keep.put(unit, is_kept);
-        }
-    }
-
-    fn one(&self, rest: &Keep, is_kept: bool, take: &mut impl FnMut(&Keep)) {
-        let mut keep = rest.clone();
-        for group in &self.groups {
-            Self::put(&mut keep, group, is_kept);
-            take(&keep);
-            keep.set_to(rest);
-        }
-    }
-
-    fn prefixes(&self, take: &mut impl FnMut(&Keep)) {
-        let mut keep = Keep::none(self.units.len());
-        for group in &self.groups {
-            for unit in group.first..group.end {
-                keep.put(unit, self.all.has(unit));
-            }
-            take(&keep);
-        }
-    }
-
-    fn torn(&self, take: &mut impl FnMut(&Keep)) {
-        let none = Keep::none(self.units.len());
-        let mut keep = none.clone();
-        for group in &self.groups {
-            for cut in group.first + 1..group.end {
-                for rest in [&self.all, &none] {
-                    for is_head in [true, false] {
-                        keep.set_to(rest);
-                        for unit in group.first..group.end {
-                            keep.put(unit, (unit < cut) == is_head);
-                        }
-                        take(&keep);
-                    }
-                }
-            }
-        }
-    }
-
-    fn pairs(&self, take: &mut impl FnMut(&Keep)) {
-        if self.groups.len() > PAIRS_MAX {
-            return;
-        }
-        let none = Keep::none(self.units.len());
-        for (number, one) in self.groups.iter().enumerate() {
-            for other in &self.groups[number + 1..] {
-                for (rest, is_kept) in [(&self.all, false), (&none, true)] {
-                    let mut keep = rest.clone();
-                    Self::put(&mut keep, one, is_kept);
-                    Self::put(&mut keep, other, is_kept);
-                    take(&keep);
-                }
-            }
-        }
-    }
-
-    /// Counts through the outcomes of each block rather than the subsets: subsets that show the
-    /// same are made once.
-    fn exhaustive(&self, take: &mut impl FnMut(&Keep)) {
-        let outcomes = self.slots.iter().map(|slot| slot.choices.len() as u64 + 1);
-        let images = outcomes.fold(1, u64::saturating_mul);
-        if images > EXHAUSTIVE_MAX {
-            return;
-        }
-        let mut keep = Keep::none(self.units.len());
-        let mut digits = vec![0usize; self.slots.len()];
-        loop {
-            take(&keep);
-            let mut at = 0;
-            loop {
-                let Some(slot) = self.slots.get(at) else {
-                    return;
-                };
-                if let Some(choice) = digits[at].checked_sub(1) {
-                    let choice: &Choice = &slot.choices[choice];
-                    keep.put(choice.unit, false);
-                }
-                if let Some(choice) = slot.choices.get(digits[at]) {
-                    keep.put(choice.unit, true);
-                    digits[at] += 1;
-                    break;
-                }
-                digits[at] = 0;
-                at += 1;
-            }
-        }
-    }
-
-    /// By chance: whole mutations, single blocks, or a prefix with holes.
-    fn random(&self, choose: &mut dyn FnMut(u32) -> u32) -> Keep {
-        let mut keep = self.all.clone();
-        let style = choose(3);
-        let end = if style == 2 {
-            let groups = u32::try_from(self.groups.len()).unwrap_or(u32::MAX - 1);
-            groups - choose(groups + 1)
-        } else {
-            u32::MAX
-        };
-        for (number, group) in (0..).zip(&self.groups) {
-            let is_dropped = style != 1 && (number >= end || choose(2) == 1);
-            for unit in group.first..group.end {
-                let is_dropped = if style == 1 {
-                    choose(2) == 1
-                } else {
-                    is_dropped
-                };
-                let is_kept = if self.units[unit].is_beaten {
-                    !is_dropped && choose(4) == 3
-                } else {
-                    !is_dropped
-                };
-                keep.put(unit, is_kept);
-            }
-        }
-        keep
     }
 }
 

@@ -8,12 +8,14 @@ mod crash;
 mod image;
 mod mutation;
 mod spec;
+mod tier;
 
 pub use cache::{Landing, Media, PENDING_MAX, Snapshot};
-pub use crash::{CrashCase, CrashPoint, EXHAUSTIVE_MAX, PAIRS_MAX, Tier};
+pub use crash::{CrashCase, CrashPoint};
 pub use image::{Content, Data, Fill, Image};
 pub use mutation::{Change, ChangeKind, End, Moment, Mutation, MutationId};
 pub use spec::{CrashSpec, Piece, Survivors};
+pub use tier::{EXHAUSTIVE_MAX, PAIRS_MAX, Tier};
 
 /// Bytes of a logical block, where nothing else is asked for.
 pub const BLOCK: u64 = 512;
