@@ -1,0 +1,21 @@
+//! Simulated disks: what they hold, what a crash leaves of it, and how they fail.
+//!
+//! [`Image`] is content, [`Media`] content behind a volatile cache, [`CrashPoint`] the images that
+//! a crash may leave; these are pure.
+
+mod cache;
+mod crash;
+mod image;
+mod mutation;
+mod spec;
+mod tier;
+
+pub use cache::{Landing, Media, PENDING_MAX, Snapshot};
+pub use crash::{CrashCase, CrashPoint};
+pub use image::{Content, Data, Fill, Image};
+pub use mutation::{Change, ChangeKind, End, Moment, Mutation, MutationId};
+pub use spec::{CrashSpec, Piece, Survivors};
+pub use tier::{EXHAUSTIVE_MAX, PAIRS_MAX, Tier};
+
+/// Bytes of a logical block, where nothing else is asked for.
+pub const BLOCK: u64 = 512;
