@@ -13,9 +13,14 @@ pub struct FilterRegistry {
 impl FilterRegistry {
     /// The same registry with a filter added; a filter of the same name is replaced.
     #[must_use]
-    pub fn with(mut self, factory: impl FilterFactory) -> Self {
-        self.factories
-            .insert(factory.descriptor().name, Arc::new(factory));
+    pub fn with(self, factory: impl FilterFactory) -> Self {
+        self.with_shared(Arc::new(factory))
+    }
+
+    /// The same with one more filter, whose factory others hold too.
+    #[must_use]
+    pub fn with_shared(mut self, factory: Arc<dyn FilterFactory>) -> Self {
+        self.factories.insert(factory.descriptor().name, factory);
         self
     }
 
