@@ -1,0 +1,156 @@
+//! [`Rig`]: the media of one filter under test, and how a host opens a disk over them.
+
+use std::sync::Arc;
+
+use vaio_core::{
+    Disk, DiskSettings, Error, FilterRegistry, Policy, Rt,
+};
+
+use crate::{
+    Scale, Subject,
+    disk::{
+        CrashCase, CrashPoint, Fill, Image, Media, Moments, SidecarSnapshot, SimDevices, SimDisk,
+        SimSidecar, Snapshot,
+    },
+    sim::{Host, Sim},
+};
+
+/// Name of the lower device in plans and timelines.
+pub const BACKING: &str = "backing";
+
+/// The media that a disk with the filter under test is made of. They outlive hosts. A clone is
+/// another handle to the same media.
+#[derive(Clone, Debug)]
+pub struct Rig {
+    sim: Sim,
+    subject: Arc<Subject>,
+    scale: Scale,
+    /// The lower device first, then those that the filter's needs name, in their order.
+    disks: Vec<SimDisk>,
+    sidecar: SimSidecar,
+}
+
+/// A copy of all media at one moment; cheap.
+#[derive(Clone, Debug)]
+pub struct RigSnapshot {
+    /// In the order of the rig.
+    pub disks: Vec<Snapshot>,
+    /// What the sidecar holds, and may hold after a crash.
+    pub sidecar: SidecarSnapshot,
+}
+
+impl Rig {
+    /// Fresh media.
+    pub fn new(sim: &Sim, subject: &Arc<Subject>, scale: Scale, blocks: u64, fill: Fill) -> Self {
+        let media = sizes(subject, scale, blocks)
+            .map(|blocks| Media::new(subject.info_below(blocks), fill))
+            .collect();
+        Self::of_media(sim, subject, scale, media, None)
+    }
+
+    /// What a crash left.
+    pub fn of_images(
+        sim: &Sim,
+        subject: &Arc<Subject>,
+        scale: Scale,
+        images: Vec<Image>,
+        sidecar: Option<bytes::Bytes>,
+    ) -> Self {
+        let media = images
+            .into_iter()
+            .map(|image| Media::of_image(subject.info_below(image.blocks()), image))
+            .collect();
+        Self::of_media(sim, subject, scale, media, sidecar)
+    }
+
+    /// Media as they are, with what they hold in their volatile caches.
+    pub fn of_media(
+        sim: &Sim,
+        subject: &Arc<Subject>,
+        scale: Scale,
+        media: Vec<Media>,
+        sidecar: Option<bytes::Bytes>,
+    ) -> Self {
+        let names = std::iter::once(BACKING).chain(subject.beside().iter().map(|one| &*one.name));
+        let moments = Moments::default();
+        let disks = names
+            .zip(media)
+            .map(|(name, media)| SimDisk::new(sim, &moments, name, media))
+            .collect();
+        Self {
+            sim: sim.clone(),
+            subject: Arc::clone(subject),
+            scale,
+            disks,
+            sidecar: SimSidecar::new(sim, "sidecar", sidecar),
+        }
+    }
+
+    /// The disks, the lower device first.
+    pub fn disks(&self) -> &[SimDisk] {
+        &self.disks
+    }
+
+    /// The disk of this name.
+    pub fn disk(&self, name: &str) -> Option<&SimDisk> {
+        self.disks.iter().find(|disk| disk.name() == name)
+    }
+
+    /// Opens a disk over the media in a new process.
+    ///
+    /// # Errors
+    /// As opening a disk.
+    pub async fn open(&self, host: &Host) -> Result<Disk, Error> {
+        let rt: Rt = host.rt();
+        let beside = self.disks[1..].iter().cloned();
+        let spec = self.subject.spec().clone();
+        let registry = FilterRegistry::default().with_shared(self.subject.factory(self.scale));
+        Disk::builder(self.disks[0].handle(host), rt)
+            .name("disk")
+            .settings(DiskSettings::default())
+            .sidecar(self.sidecar.handle(host))
+            .devices(Arc::new(SimDevices::new(host, beside)))
+            .policy(Policy::empty().with(spec), registry)
+            .open()
+            .await
+    }
+
+    /// What all media hold now.
+    pub fn snapshot(&self) -> RigSnapshot {
+        RigSnapshot {
+            disks: self.disks.iter().map(SimDisk::snapshot).collect(),
+            sidecar: self.sidecar.snapshot(),
+        }
+    }
+
+    /// Power fails: all media keep what `pick` says of what was not durable. The host is dead.
+    pub fn lose_power(&self, pick: impl FnOnce(&CrashPoint) -> CrashCase) {
+        let point = self.snapshot().crash_point(&self.names());
+        let case = pick(&point);
+        let spec = point.spec(&case);
+        for (disk, image) in self.disks.iter().zip(point.images(&case)) {
+            disk.lose_power(image, spec.of(disk.name()));
+        }
+    }
+
+    /// Names of the disks, in order.
+    pub fn names(&self) -> Vec<Arc<str>> {
+        self.disks.iter().map(|disk| Arc::from(disk.name())).collect()
+    }
+
+    /// The world.
+    pub fn sim(&self) -> &Sim {
+        &self.sim
+    }
+}
+
+impl RigSnapshot {
+    /// What a crash at this moment may leave.
+    pub fn crash_point(&self, names: &[Arc<str>]) -> CrashPoint {
+        CrashPoint::new(names.iter().map(|name| &**name).zip(&self.disks))
+    }
+}
+
+fn sizes(subject: &Subject, scale: Scale, blocks: u64) -> impl Iterator<Item = u64> {
+    std::iter::once(blocks).chain(subject.beside().iter().map(move |one| (one.blocks)(scale)))
+}

@@ -1,0 +1,255 @@
+//! A run: a plan, carried out in a simulated world, era by era.
+
+use futures::future::{Either, select};
+use vaio_core::Disk;
+
+use super::{
+    BACKING, Belief, Broken, Crash, CrashKind, Guest, Lab, OnError, Plan, Rig,
+    watch::{Found, Seen, Watch, Work, values_of},
+};
+use crate::{
+    Family, GuestOp, Tape,
+    disk::{Fill, Tier},
+    oracle::{Oracle, OracleSettings},
+    sim::{Host, Sim},
+};
+
+/// A plan that broke a promise.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What was broken.
+    pub broken: Broken,
+    /// The plan, with every choice that was taken and the crash state that failed.
+    pub plan: Plan,
+    /// The boundary of the last era at which the failing crash came; `None`: no crash was needed.
+    pub boundary: Option<u32>,
+    /// How the host died there.
+    pub kind: CrashKind,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Ran {
+    /// The broken promise, if any.
+    pub failure: Option<Box<Failure>>,
+    /// What it cost.
+    pub work: Work,
+    /// Hash of everything that happened.
+    pub hash: u64,
+    /// Reach marks.
+    pub marks: std::collections::BTreeMap<&'static str, u64>,
+}
+
+/// Replays a plan: its own choices decide.
+pub fn replay(lab: &Lab, plan: &Plan) -> Ran {
+    let tape = Tape::replay(plan.choices.clone());
+    run(lab, plan, &tape, &mut Seen::default())
+}
+
+/// Carries out a plan; the tape decides what the plan leaves open. `seen`: crash states that need
+/// no further check.
+pub fn run(lab: &Lab, plan: &Plan, tape: &Tape, seen: &mut Seen) -> Ran {
+    let sim = Sim::new(tape.clone(), plan.schedule);
+    run_in(lab, plan, &sim, seen)
+}
+
+/// As [`run`], in a world that the caller looks at.
+pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
+    let rig = Rig::new(sim, &lab.subject, plan.scale, plan.blocks, Fill::Zero);
+    let descriptor = lab.subject.descriptor();
+    let settings = OracleSettings {
+        flush_retry: descriptor.flush_retry,
+        ..OracleSettings::new(plan.blocks, lab.subject.promise())
+    };
+    let belief = Belief::new(Oracle::new(settings));
+    let watch = Watch::new(lab, &rig, &belief, plan.scale, std::mem::take(seen));
+    let observer = watch.clone();
+    sim.on_event(move |boundary| {
+        // The guest's own turns change nothing below.
+        if boundary.name != "guest" {
+            observer.boundary();
+        }
+    });
+    let run = Run { lab, plan, sim, rig: &rig, belief: &belief, watch: &watch };
+    let result = run.eras();
+    watch.end();
+    let (found, mut work, known) = watch.take();
+    *seen = known;
+    work.runs = 1;
+    let failure = failure_of(plan, sim, result, found);
+    Ran {
+        failure: failure.map(Box::new),
+        work,
+        hash: sim.trace().hash(),
+        marks: sim.marks(),
+    }
+}
+
+fn failure_of(
+    plan: &Plan,
+    sim: &Sim,
+    result: Result<(), Broken>,
+    found: Option<Found>,
+) -> Option<Failure> {
+    let mut plan = plan.clone();
+    plan.choices = sim.tape().taken();
+    if let Some(found) = found {
+        plan.end = found.spec;
+        return Some(Failure {
+            broken: found.broken,
+            plan,
+            boundary: Some(found.boundary),
+            kind: found.kind,
+        });
+    }
+    let broken = result.err()?;
+    Some(Failure { broken, plan, boundary: None, kind: CrashKind::Power })
+}
+
+struct Run<'a> {
+    lab: &'a Lab,
+    plan: &'a Plan,
+    sim: &'a Sim,
+    rig: &'a Rig,
+    belief: &'a Belief,
+    watch: &'a Watch,
+}
+
+/// How an era ended.
+enum Ended {
+    Whole(Disk),
+    BrokenOff,
+}
+
+impl Run<'_> {
+    fn eras(&self) -> Result<(), Broken> {
+        let last = self.plan.eras.len() - 1;
+        for (number, era) in self.plan.eras.iter().enumerate() {
+            let host = self.sim.host("host");
+            let explores = number == last;
+            let after = era.crash.as_ref().map(|crash| crash.after);
+            let broken_off = self.watch.era(&host, after, explores);
+            let work = self.era(&host, &era.ops, number > 0, explores);
+            let ended = self.sim.run(async {
+                match select(std::pin::pin!(work), broken_off).await {
+                    Either::Left((done, _)) => done.map(Ended::Whole),
+                    Either::Right(_) => Ok(Ended::BrokenOff),
+                }
+            })??;
+            self.findings()?;
+            match (&era.crash, ended) {
+                (Some(crash), ended) => {
+                    host.kill();
+                    drop(ended);
+                    self.crash(crash);
+                }
+                (None, Ended::Whole(disk)) => self.finish(&host, disk)?,
+                // A crash state failed: the watch has it.
+                (None, Ended::BrokenOff) => host.kill(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens, reads what a crash left, works, lets background work run.
+    async fn era(
+        &self,
+        host: &Host,
+        ops: &[GuestOp],
+        after_crash: bool,
+        is_last: bool,
+    ) -> Result<Disk, Broken> {
+        let disk = self.rig.open(host).await.map_err(|error| {
+            let rule = if after_crash { "recovery-failed" } else { "open-failed" };
+            Broken::new(rule, format!("the disk does not open\n  {}", error.to_line()))
+        })?;
+        let guest = self.guest(&disk);
+        if after_crash {
+            guest.read_all().await?;
+            self.lab.look(&disk, self.rig, self.belief)?;
+        }
+        guest.run(ops).await?;
+        if is_last {
+            guest.submit(GuestOp::Idle).await?;
+        }
+        Ok(disk)
+    }
+
+    fn guest<'a>(&'a self, disk: &'a Disk) -> Guest<'a> {
+        let on_error = if self.lab.checks.faults { OnError::Allowed } else { OnError::Broken };
+        Guest { sim: self.sim, disk, belief: self.belief, depth: self.plan.depth, on_error }
+    }
+
+    /// What a device was asked that no device may be asked.
+    fn findings(&self) -> Result<(), Broken> {
+        match self.rig.disks().iter().find_map(|disk| disk.findings().first().cloned()) {
+            Some(finding) => Err(Broken::new("contract-below", finding)),
+            None => Ok(()),
+        }
+    }
+
+    fn crash(&self, crash: &Crash) {
+        match crash.kind {
+            CrashKind::Power => self.rig.lose_power(|point| match &crash.spec {
+                Some(spec) => point.case(spec),
+                None => {
+                    let tape = self.sim.tape();
+                    let mut choose = |n| tape.choose(n, Family::Crash, "keep");
+                    let mut cases = point.cases(&[Tier::Random(1)], &mut choose, &mut |_| true);
+                    cases.pop().expect("one random image")
+                }
+            }),
+            CrashKind::Kill => {
+                for disk in self.rig.disks() {
+                    disk.settle();
+                }
+            }
+        }
+        self.belief.oracle().crash();
+    }
+
+    /// A clean end: read back, close, and look at the lower device without the filter.
+    fn finish(&self, host: &Host, disk: Disk) -> Result<(), Broken> {
+        for disk in self.rig.disks() {
+            disk.quiet();
+        }
+        let guest = self.guest(&disk);
+        self.sim.run(guest.read_all())??;
+        self.lab.look(&disk, self.rig, self.belief)?;
+        if !self.lab.checks.close {
+            self.watch.end();
+            host.kill();
+            return Ok(());
+        }
+        let closed = self.sim.run(disk.close())?;
+        closed.map_err(|error| Broken::new("close-failed", error.to_line()))?;
+        self.watch.end();
+        drop(disk);
+        host.kill();
+        if self.lab.subject.descriptor().content != vaio_core::Content::Transformed {
+            self.backing_equals_model()?;
+        }
+        let host = self.sim.host("again");
+        let disk = self.sim.run(self.rig.open(&host))?.map_err(|error| {
+            Broken::new("open-failed", format!("the disk does not open after a clean close\n  {}", error.to_line()))
+        })?;
+        self.sim.run(self.guest(&disk).read_all())??;
+        host.kill();
+        Ok(())
+    }
+
+    /// After a clean close the lower device, read without the filter, is what the guest wrote; all
+    /// of it durable.
+    fn backing_equals_model(&self) -> Result<(), Broken> {
+        let backing = self.rig.disk(BACKING).expect("there is a lower device").snapshot();
+        let values = values_of(backing.durable(), self.plan.blocks);
+        let mut oracle = self.belief.oracle().clone();
+        for (block, value) in (0..).zip(values) {
+            oracle.observe(block, value).map_err(|violation| {
+                Broken::new("close-lost", format!("after a clean close the lower device alone\n{violation}"))
+            })?;
+        }
+        Ok(())
+    }
+}
+

@@ -1,0 +1,365 @@
+//! Makes a failing plan small: fewer eras, operations, choices; then simpler ones. Pure.
+//!
+//! Each pass proposes smaller plans and keeps one if it still breaks the same rule. Passes repeat
+//! until none helps or the budget of tries is used up. Order matters: what removes most comes
+//! first.
+
+use crate::{Choices, Family, GuestOp, sim::Schedule, tape::Key};
+
+use super::plan::{CrashKind, Plan};
+
+/// Tries of a whole shrink by default.
+pub const TRIES_MAX: usize = 3000;
+
+/// What came of a shrink.
+#[derive(Clone, Debug)]
+pub struct Shrunk {
+    /// The smallest plan found that still fails.
+    pub plan: Plan,
+    /// Runs that were made.
+    pub tries: usize,
+}
+
+/// Shrinks `plan`. `fails` runs a plan and gives it back, with the crash state that failed
+/// written into it, if it still breaks the same rule.
+pub fn shrink(plan: Plan, tries_max: usize, fails: impl FnMut(&Plan) -> Option<Plan>) -> Shrunk {
+    let mut shrinker = Shrinker {
+        plan,
+        tries: 0,
+        tries_max,
+        fails,
+    };
+    loop {
+        let before = size(&shrinker.plan);
+        shrinker.eras();
+        shrinker.all_choices();
+        shrinker.ops();
+        shrinker.depth_and_schedule();
+        shrinker.choices();
+        shrinker.simpler_ops();
+        shrinker.crashes();
+        if size(&shrinker.plan) >= before || shrinker.is_spent() {
+            break;
+        }
+    }
+    shrinker.blocks();
+    Shrunk {
+        plan: shrinker.plan,
+        tries: shrinker.tries,
+    }
+}
+
+/// What shrinking makes smaller, most important first.
+fn size(plan: &Plan) -> (usize, usize, usize, u64, usize) {
+    let weight = plan.eras.iter().flat_map(|era| &era.ops).map(weight).sum();
+    let schedule = usize::from(plan.schedule != Schedule::Fifo);
+    (
+        plan.eras.len(),
+        plan.ops(),
+        plan.choices.len() + schedule,
+        weight,
+        plan.depth,
+    )
+}
+
+fn weight(op: &GuestOp) -> u64 {
+    let blocks = op.blocks();
+    let kind = match op {
+        GuestOp::Flush | GuestOp::Idle => 0,
+        GuestOp::Write { fua, .. } => 1 + u64::from(*fua),
+        GuestOp::Read { .. } => 1,
+        GuestOp::WriteZeroes { .. } => 3,
+        GuestOp::Discard { .. } => 4,
+    };
+    kind + blocks.start + 2 * (blocks.end - blocks.start)
+}
+
+struct Shrinker<F> {
+    plan: Plan,
+    tries: usize,
+    tries_max: usize,
+    fails: F,
+}
+
+impl<F: FnMut(&Plan) -> Option<Plan>> Shrinker<F> {
+    fn is_spent(&self) -> bool {
+        self.tries >= self.tries_max
+    }
+
+    /// Keeps the plan if it still fails.
+    fn try_plan(&mut self, plan: &Plan) -> bool {
+        if self.is_spent() || *plan == self.plan {
+            return false;
+        }
+        self.tries += 1;
+        match (self.fails)(plan) {
+            Some(failed) => {
+                self.plan = failed;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn try_change(&mut self, change: impl FnOnce(&mut Plan)) -> bool {
+        let mut plan = self.plan.clone();
+        change(&mut plan);
+        self.try_plan(&plan)
+    }
+
+    /// Drops whole eras, the first first: what failed is mostly at the end. Where an era cannot
+    /// go, only its crash may: its operations join the next one.
+    fn eras(&mut self) {
+        let mut at = 0;
+        while self.plan.eras.len() > 1 && at + 1 < self.plan.eras.len() {
+            let dropped = self.try_change(|plan| {
+                plan.eras.remove(at);
+            }) || self.try_change(|plan| {
+                let gone = plan.eras.remove(at);
+                plan.eras[at].ops.splice(0..0, gone.ops);
+            });
+            if !dropped {
+                at += 1;
+            }
+        }
+    }
+
+    /// Drops runs of operations, long ones first.
+    fn ops(&mut self) {
+        for era in 0..self.plan.eras.len() {
+            let mut chunk = self.plan.eras[era].ops.len().max(1);
+            loop {
+                let mut at = 0;
+                while at < self.plan.eras[era].ops.len() {
+                    let dropped = self.try_change(|plan| {
+                        let ops = &mut plan.eras[era].ops;
+                        let end = (at + chunk).min(ops.len());
+                        ops.drain(at..end);
+                    });
+                    if !dropped {
+                        at += chunk;
+                    }
+                }
+                if chunk == 1 || self.is_spent() {
+                    break;
+                }
+                chunk /= 2;
+            }
+        }
+    }
+
+    /// Drops all choices, or all of one family: cheap and often enough.
+    fn all_choices(&mut self) {
+        if self.try_change(|plan| plan.choices = Choices::new()) {
+            return;
+        }
+        for family in Family::ALL {
+            if self.plan.choices.iter().any(|(key, _)| key.family == family) {
+                self.try_change(|plan| plan.choices.retain(|key, _| key.family != family));
+            }
+        }
+    }
+
+    /// Drops choices in runs, long ones first, then makes the rest smaller.
+    fn choices(&mut self) {
+        let mut chunk = self.plan.choices.len();
+        while chunk > 0 && !self.is_spent() {
+            let mut at = 0;
+            while at < self.plan.choices.len() {
+                let keys: Vec<Key> = self.keys().into_iter().skip(at).take(chunk).collect();
+                let dropped = self.try_change(|plan| {
+                    plan.choices.retain(|key, _| !keys.contains(key));
+                });
+                if !dropped {
+                    at += chunk;
+                }
+            }
+            chunk /= 2;
+        }
+        for key in self.keys() {
+            let value = self.plan.choices.get(key.family, &key.name, key.nth);
+            if value > 1 {
+                self.try_change(|plan| plan.choices.set(key, 1));
+            }
+        }
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        self.plan.choices.iter().map(|(key, _)| key.clone()).collect()
+    }
+
+    fn depth_and_schedule(&mut self) {
+        self.try_change(|plan| plan.schedule = Schedule::Fifo);
+        for depth in [1, 2, self.plan.depth / 2] {
+            if depth >= 1 && depth < self.plan.depth && self.try_change(|plan| plan.depth = depth) {
+                break;
+            }
+        }
+    }
+
+    /// Fewer blocks, lower blocks, no flags, plainer kinds.
+    fn simpler_ops(&mut self) {
+        for era in 0..self.plan.eras.len() {
+            for at in 0..self.plan.eras[era].ops.len() {
+                for simpler in simpler(&self.plan.eras[era].ops[at]) {
+                    if self.try_change(|plan| plan.eras[era].ops[at] = simpler) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Earlier crashes, and power cuts rather than kills.
+    fn crashes(&mut self) {
+        for era in 0..self.plan.eras.len() {
+            let Some(crash) = self.plan.eras[era].crash.clone() else {
+                continue;
+            };
+            if crash.kind == CrashKind::Kill {
+                self.try_change(|plan| {
+                    if let Some(crash) = &mut plan.eras[era].crash {
+                        crash.kind = CrashKind::Power;
+                    }
+                });
+            }
+            for after in [crash.after / 2, crash.after.saturating_sub(1)] {
+                if after < crash.after {
+                    self.try_change(|plan| {
+                        if let Some(crash) = &mut plan.eras[era].crash {
+                            crash.after = after;
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// A smaller disk, at the end: it changes what every name means.
+    fn blocks(&mut self) {
+        let used = self.plan.eras.iter().flat_map(|era| &era.ops);
+        let used = used.map(|op| op.blocks().end).max().unwrap_or(1).max(1);
+        for blocks in [used, used.max(4)] {
+            if blocks < self.plan.blocks && self.try_change(|plan| plan.blocks = blocks) {
+                return;
+            }
+        }
+    }
+}
+
+/// Simpler operations than this one, the simplest first.
+fn simpler(op: &GuestOp) -> Vec<GuestOp> {
+    let blocks = op.blocks();
+    let (block, count) = (blocks.start, blocks.end - blocks.start);
+    let mut found = Vec::new();
+    let write = |block, count, fua| GuestOp::Write { block, count, fua };
+    match *op {
+        GuestOp::Flush | GuestOp::Idle => {}
+        GuestOp::Write { fua, .. } => {
+            for (block, count, fua) in places(block, count)
+                .map(|(block, count)| (block, count, false))
+                .chain(places(block, count).map(|(block, count)| (block, count, fua)))
+            {
+                found.push(write(block, count, fua));
+            }
+        }
+        GuestOp::Read { .. } => {
+            found.extend(places(block, count).map(|(block, count)| GuestOp::Read { block, count }));
+        }
+        GuestOp::WriteZeroes { fua, may_unmap, .. } => {
+            found.push(write(block, count, fua));
+            found.extend(places(block, count).map(|(block, count)| GuestOp::WriteZeroes {
+                block,
+                count,
+                may_unmap: false,
+                fua: false,
+            }));
+            found.extend(places(block, count).map(|(block, count)| GuestOp::WriteZeroes {
+                block,
+                count,
+                may_unmap,
+                fua,
+            }));
+        }
+        GuestOp::Discard { fua, .. } => {
+            found.push(GuestOp::WriteZeroes { block, count, may_unmap: false, fua });
+            found.extend(places(block, count).map(|(block, count)| GuestOp::Discard {
+                block,
+                count,
+                fua,
+            }));
+        }
+    }
+    found.retain(|simpler| weight(simpler) < weight(op) || simpler.name() != op.name());
+    found.dedup();
+    found
+}
+
+/// Smaller and lower places, the smallest first.
+fn places(block: u64, count: u64) -> impl Iterator<Item = (u64, u64)> {
+    [
+        (0, count.min(1)),
+        (block, count.min(1)),
+        (0, count),
+        (block, count / 2),
+        (block / 2, count),
+        (block, count),
+    ]
+    .into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Scale, explore::plan::{Crash, Era}};
+
+    fn write(block: u64) -> GuestOp {
+        GuestOp::Write { block, count: 2, fua: true }
+    }
+
+    /// Fails while block 7 is written before a flush in the era that follows a crash.
+    fn fails(plan: &Plan) -> Option<Plan> {
+        let era = plan.eras.get(1)?;
+        let wrote = era.ops.iter().position(|op| op.name() == "write" && op.blocks().contains(&7))?;
+        let flushed = era.ops.iter().rposition(|op| *op == GuestOp::Flush)?;
+        let kicked = plan.choices.get(Family::Kick, "timer", 2) > 0;
+        (wrote < flushed && kicked).then(|| plan.clone())
+    }
+
+    #[test]
+    fn plan_is_shrunk_to_what_matters() {
+        let mut plan = Plan::new("x::y", Scale::Small, 64, 8, Vec::new());
+        plan.schedule = Schedule::Random;
+        let noise: Vec<_> = (0..12).map(write).collect();
+        let mut end = noise.clone();
+        end.push(GuestOp::Flush);
+        end.extend(noise.clone());
+        let crash = Crash { kind: CrashKind::Kill, after: 9, spec: None };
+        plan.eras = (0..4)
+            .map(|_| Era { ops: noise.clone(), crash: Some(crash.clone()) })
+            .collect();
+        plan.eras.push(Era { ops: end, crash: None });
+        for nth in 0..40 {
+            for (family, name) in [(Family::Kick, "timer"), (Family::Event, "disk.write")] {
+                plan.choices.set(Key { family, name: name.into(), nth }, 1 + nth % 3);
+            }
+        }
+        let shrunk = shrink(plan, TRIES_MAX, fails);
+        assert_eq!((shrunk.plan.eras.len(), shrunk.plan.ops()), (2, 2), "{}", shrunk.plan);
+        assert_eq!(shrunk.plan.choices.to_string(), "choose kick timer#2 = 1\n");
+        assert_eq!((shrunk.plan.depth, shrunk.plan.schedule), (1, Schedule::Fifo));
+        assert_eq!(shrunk.plan.eras[1].ops[0].to_string(), "write 7 1");
+        assert!(shrunk.tries < 400, "tries={}", shrunk.tries);
+    }
+
+    #[test]
+    fn budget_of_tries_is_kept() {
+        let mut asked = 0;
+        let plan = Plan::new("x::y", Scale::Tiny, 4, 2, vec![write(0); 50]);
+        let shrunk = shrink(plan, 7, |plan| {
+            asked += 1;
+            (!plan.eras[0].ops.is_empty()).then(|| plan.clone())
+        });
+        assert_eq!((asked, shrunk.tries), (7, 7));
+    }
+}

@@ -1,0 +1,197 @@
+//! Checks one crash state: what a crash left is recovered by a fresh process, read, and put to a
+//! second era, because a bug of recovery mostly shows in what the next crash finds.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vaio_core::Disk;
+
+use super::{Broken, Checks, Lab, guest::{Belief, Guest, OnError}, rig::{Rig, RigSnapshot}};
+use crate::{
+    GuestOp, Scale, Tape,
+    disk::{CrashPoint, Image, Media, Tier},
+    oracle::Oracle,
+    sim::{Host, Schedule, Sim},
+};
+
+/// What a crash left of all media.
+#[derive(Clone, Debug)]
+pub enum Left {
+    /// Power failed: these images.
+    Images(Vec<Image>),
+    /// A process was killed: the media as they are, with what is volatile in them.
+    Media(Vec<Media>),
+}
+
+/// One crash state.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Content of the disks.
+    pub left: Left,
+    /// Content of the sidecar.
+    pub sidecar: Option<bytes::Bytes>,
+    /// What the guest believes; the crash was told.
+    pub oracle: Oracle,
+    /// Size of the filter.
+    pub scale: Scale,
+    /// Picks the second era: any number, equal for equal states.
+    pub variant: u64,
+}
+
+impl State {
+    /// Recovers and checks it.
+    ///
+    /// # Errors
+    /// A promise was broken.
+    pub fn check(self, lab: &Lab) -> Result<u64, Broken> {
+        let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+        self.check_in(lab, &sim)
+    }
+
+    /// As [`check`](Self::check), in a world that the caller looks at.
+    ///
+    /// # Errors
+    /// A promise was broken.
+    pub fn check_in(self, lab: &Lab, sim: &Sim) -> Result<u64, Broken> {
+        let subject = &lab.subject;
+        let rig = match self.left {
+            Left::Images(images) => {
+                Rig::of_images(sim, subject, self.scale, images, self.sidecar)
+            }
+            Left::Media(media) => Rig::of_media(sim, subject, self.scale, media, self.sidecar),
+        };
+        let before = lab.checks.recovery_crash.then(|| self.oracle.clone());
+        let belief = Belief::new(self.oracle);
+        let seen = before.is_some().then(|| watch_recovery(sim, &rig));
+        let host = sim.host("recovery");
+        let disk = open(sim, &rig, &host)?;
+        if let Some(seen) = &seen {
+            seen.stop();
+        }
+        let guest = guest(sim, &disk, &belief);
+        run(sim, guest.read_all())?;
+        lab.look(&disk, &rig, &belief)?;
+        let mut states = 1;
+        if lab.checks.second_era {
+            second_era(lab, sim, &rig, &belief, (host, disk), self.variant)?;
+            states += 1;
+        } else {
+            host.kill();
+        }
+        if let (Some(oracle), Some(seen)) = (before, seen) {
+            states += crashes_in_recovery(lab, &oracle, self.scale, &seen)?;
+        }
+        Ok(states)
+    }
+}
+
+/// One write somewhere, a flush, power loss of everything that was not durable, and a second
+/// recovery.
+fn second_era(
+    lab: &Lab,
+    sim: &Sim,
+    rig: &Rig,
+    belief: &Belief,
+    (host, disk): (Host, Disk),
+    variant: u64,
+) -> Result<(), Broken> {
+    let blocks = belief.oracle().settings().blocks;
+    let guest = guest(sim, &disk, belief);
+    let write = GuestOp::Write { block: variant % blocks, count: 1, fua: false };
+    run(sim, async {
+        // One state in four is cut off as it is: what was read must be durable by itself.
+        if variant / blocks % 4 != 3 {
+            guest.submit(write).await?;
+            guest.submit(GuestOp::Flush).await?;
+        }
+        Ok(())
+    })?;
+    host.kill();
+    drop(disk);
+    rig.lose_power(CrashPoint::none);
+    belief.oracle().crash();
+    let host = sim.host("second-era");
+    let disk = open(sim, rig, &host)?;
+    run(sim, self::guest(sim, &disk, belief).read_all())?;
+    lab.look(&disk, rig, belief)?;
+    host.kill();
+    Ok(())
+}
+
+fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
+    Guest { sim, disk, belief, depth: 1, on_error: OnError::Broken }
+}
+
+fn open(sim: &Sim, rig: &Rig, host: &Host) -> Result<Disk, Broken> {
+    sim.run(rig.open(host))?.map_err(|error| {
+        Broken::new(
+            "recovery-failed",
+            format!("the disk does not open after the crash\n  {}", error.to_line()),
+        )
+    })
+}
+
+fn run(sim: &Sim, what: impl Future<Output = Result<(), Broken>>) -> Result<(), Broken> {
+    sim.run(what)?
+}
+
+/// What the media held at each boundary of a recovery.
+#[derive(Clone, Debug, Default)]
+struct Watched(Arc<Mutex<(bool, Vec<RigSnapshot>, Vec<Arc<str>>)>>);
+
+impl Watched {
+    fn stop(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = true;
+    }
+}
+
+/// Most boundaries of one recovery that are looked at.
+const RECOVERY_POINTS_MAX: usize = 256;
+
+fn watch_recovery(sim: &Sim, rig: &Rig) -> Watched {
+    let watched = Watched::default();
+    watched.0.lock().unwrap_or_else(PoisonError::into_inner).2 = rig.names();
+    let (shared, rig) = (watched.clone(), rig.clone());
+    sim.on_event(move |_| {
+        let mut seen = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !seen.0 && seen.1.len() < RECOVERY_POINTS_MAX {
+            let snapshot = rig.snapshot();
+            seen.1.push(snapshot);
+        }
+    });
+    watched
+}
+
+/// Power fails at every boundary of the recovery: the same must be legal as before it.
+fn crashes_in_recovery(
+    lab: &Lab,
+    oracle: &Oracle,
+    scale: Scale,
+    watched: &Watched,
+) -> Result<u64, Broken> {
+    let inner = Lab {
+        subject: Arc::clone(&lab.subject),
+        checks: Checks { recovery_crash: false, ..lab.checks.clone() },
+    };
+    let seen = std::mem::take(&mut *watched.0.lock().unwrap_or_else(PoisonError::into_inner));
+    let (_, snapshots, names) = seen;
+    let mut known = std::collections::BTreeSet::new();
+    let mut states = 0;
+    for snapshot in snapshots {
+        let point = snapshot.crash_point(&names);
+        let tiers = [Tier::None, Tier::All, Tier::DropOne, Tier::KeepOne];
+        let cases = point.cases(&tiers, &mut |_| 0, &mut |hash| known.insert(hash));
+        for case in cases {
+            for sidecar in snapshot.sidecar.images() {
+                let state = State {
+                    left: Left::Images(point.images(&case)),
+                    sidecar,
+                    oracle: oracle.clone(),
+                    scale,
+                    variant: case.hash,
+                };
+                states += state.check(&inner)?;
+            }
+        }
+    }
+    Ok(states)
+}

@@ -1,0 +1,287 @@
+//! [`Watch`]: what happens at each boundary of a run: it counts, crashes where the plan says so, and
+//! checks the crash states of that moment.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures::channel::oneshot;
+
+use super::{Belief, Broken, CrashKind, Lab, Rig, State, state::Left};
+use crate::{
+    Scale,
+    disk::{CrashSpec, Image, Landing, Media, Tier},
+    oracle::OrderedCheck,
+    sim::Host,
+    subject::Target,
+};
+
+/// Crash states that were checked before: equal states need one check in a campaign.
+#[derive(Clone, Debug, Default)]
+pub struct Seen(BTreeSet<u64>);
+
+/// What a run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Runs.
+    pub runs: u64,
+    /// Boundaries that were looked at.
+    pub boundaries: u64,
+    /// Crash images that were made.
+    pub images: u64,
+    /// Crash states that were recovered and checked, second eras included.
+    pub states: u64,
+}
+
+impl std::ops::AddAssign for Work {
+    fn add_assign(&mut self, other: Self) {
+        self.runs += other.runs;
+        self.boundaries += other.boundaries;
+        self.images += other.images;
+        self.states += other.states;
+    }
+}
+
+/// A crash state that broke a promise.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) broken: Broken,
+    pub(super) kind: CrashKind,
+    pub(super) spec: Option<CrashSpec>,
+    pub(super) boundary: u32,
+}
+
+/// The crash that the plan says ends an era.
+struct Due {
+    after: u32,
+    host: Host,
+}
+
+#[derive(Clone)]
+pub(super) struct Watch(Arc<Mutex<Inner>>);
+
+struct Inner {
+    lab: Lab,
+    rig: Rig,
+    belief: Belief,
+    scale: Scale,
+    /// Boundaries of this era.
+    boundary: u32,
+    due: Option<Due>,
+    explores: bool,
+    signal: Option<oneshot::Sender<()>>,
+    seen: Seen,
+    found: Option<Found>,
+    work: Work,
+}
+
+impl Watch {
+    pub(super) fn new(lab: &Lab, rig: &Rig, belief: &Belief, scale: Scale, seen: Seen) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            lab: lab.clone(),
+            rig: rig.clone(),
+            belief: belief.clone(),
+            scale,
+            boundary: 0,
+            due: None,
+            explores: false,
+            signal: None,
+            seen,
+            found: None,
+            work: Work::default(),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an era; what it gives back resolves when the era is to be broken off.
+    pub(super) fn era(
+        &self,
+        host: &Host,
+        crash_after: Option<u32>,
+        explores: bool,
+    ) -> oneshot::Receiver<()> {
+        let (signal, broken_off) = oneshot::channel();
+        let mut inner = self.lock();
+        inner.boundary = 0;
+        inner.due = crash_after.map(|after| Due { after, host: host.clone() });
+        inner.explores = explores;
+        inner.signal = Some(signal);
+        broken_off
+    }
+
+    /// Looks no more.
+    pub(super) fn end(&self) {
+        let mut inner = self.lock();
+        inner.explores = false;
+        inner.due = None;
+    }
+
+    pub(super) fn take(self) -> (Option<Found>, Work, Seen) {
+        let mut inner = self.lock();
+        let found = inner.found.take();
+        (found, inner.work, std::mem::take(&mut inner.seen))
+    }
+
+    /// A completion below, or an answer to the guest.
+    pub(super) fn boundary(&self) {
+        let mut inner = self.lock();
+        inner.boundary += 1;
+        inner.work.boundaries += 1;
+        if inner.due.as_ref().is_some_and(|due| inner.boundary >= due.after.max(1)) {
+            if let Some(due) = inner.due.take() {
+                due.host.kill();
+            }
+            inner.break_off();
+            return;
+        }
+        if inner.explores && inner.found.is_none() {
+            let found = inner.explore().err();
+            if found.is_some() {
+                inner.found = found;
+                inner.break_off();
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn break_off(&mut self) {
+        self.explores = false;
+        if let Some(signal) = self.signal.take() {
+            let _ = signal.send(());
+        }
+    }
+
+    /// Checks the crash states of this moment.
+    fn explore(&mut self) -> Result<(), Found> {
+        if self.lab.checks.ordered {
+            self.target()?;
+        }
+        for kind in self.lab.checks.kinds.clone() {
+            match kind {
+                CrashKind::Power => self.power()?,
+                CrashKind::Kill => self.kill()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn found(&self, broken: Broken, kind: CrashKind, spec: Option<CrashSpec>) -> Found {
+        Found { broken, kind, spec, boundary: self.boundary }
+    }
+
+    fn power(&mut self) -> Result<(), Found> {
+        let snapshot = self.rig.snapshot();
+        let point = snapshot.crash_point(&self.rig.names());
+        let legal = self.belief.oracle().legal_hash();
+        let tiers = self.lab.checks.tiers.clone();
+        for sidecar in snapshot.sidecar.images() {
+            let salt = mix(legal, hash_of(sidecar.as_deref()));
+            let (seen, images) = (&mut self.seen.0, &mut self.work.images);
+            let cases = point.cases(&tiers, &mut |_| 0, &mut |hash| {
+                *images += 1;
+                seen.insert(mix(salt, hash))
+            });
+            for case in cases {
+                let state = self.state(Left::Images(point.images(&case)), sidecar.clone(), case.hash);
+                let checked = state.check(&self.lab);
+                self.work.states += checked.map_err(|broken| {
+                    self.found(broken, CrashKind::Power, Some(point.spec(&case)))
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The process dies: what the media acknowledged stays, what is in flight lands or does not.
+    fn kill(&mut self) -> Result<(), Found> {
+        let snapshot = self.rig.snapshot();
+        let legal = self.belief.oracle().legal_hash();
+        for landing in [Landing::Lost, Landing::Lands] {
+            let media: Vec<Media> = self.rig.disks().iter().map(|disk| {
+                let mut media = disk.media();
+                media.kill(disk.moments().next(), |_| landing);
+                media
+            }).collect();
+            let live = media.iter().fold(legal, |sum, media| {
+                mix(mix(sum, media.live().hash()), media.durable().hash())
+            });
+            for sidecar in snapshot.sidecar.images() {
+                if !self.seen.0.insert(mix(live, !hash_of(sidecar.as_deref()))) {
+                    continue;
+                }
+                let state = self.state(Left::Media(media.clone()), sidecar, live);
+                let checked = state.check(&self.lab);
+                self.work.states +=
+                    checked.map_err(|broken| self.found(broken, CrashKind::Kill, None))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self, left: Left, sidecar: Option<bytes::Bytes>, variant: u64) -> State {
+        let mut oracle = self.belief.oracle().clone();
+        oracle.crash();
+        State { left, sidecar, oracle, scale: self.scale, variant }
+    }
+
+    /// The target of an ordered promise is a cut, alone, whatever a crash leaves of it.
+    fn target(&mut self) -> Result<(), Found> {
+        let Some(target) = self.lab.subject.ordered_target() else {
+            return Ok(());
+        };
+        let name = match &target {
+            Target::Backing => super::BACKING,
+            Target::Device(name) => name,
+        };
+        let disk = self.rig.disk(name).expect("the subject's target is one of its devices");
+        let snapshot = disk.snapshot();
+        let point = crate::disk::CrashPoint::new([(name, &snapshot)]);
+        let oracle = self.belief.oracle().clone();
+        let tiers = [Tier::None, Tier::All, Tier::DropOne, Tier::KeepOne, Tier::Prefix];
+        let salt = mix(oracle.legal_hash(), u64::from(self.boundary) ^ 0x7a76);
+        let seen = &mut self.seen.0;
+        let cases = point.cases(&tiers, &mut |_| 0, &mut |hash| seen.insert(mix(salt, hash)));
+        if cases.is_empty() {
+            return Ok(());
+        }
+        let mut check = OrderedCheck::new(&oracle);
+        for case in cases {
+            self.work.images += 1;
+            let images = point.images(&case);
+            let values = values_of(&images[0], oracle.settings().blocks);
+            check.check(&values).map_err(|violation| {
+                self.found(violation.into(), CrashKind::Power, Some(point.spec(&case)))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// What the first `blocks` of an image show.
+pub(super) fn values_of(image: &Image, blocks: u64) -> Vec<crate::stamp::Value> {
+    (0..blocks)
+        .map(|block| {
+            let bytes = image.read(block, 1);
+            crate::stamp::Value::decode(&bytes, crate::stamp::Check::Header)
+        })
+        .collect()
+}
+
+fn mix(a: u64, b: u64) -> u64 {
+    crate::tape::mix(a ^ b.rotate_left(23).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+fn hash_of(bytes: Option<&[u8]>) -> u64 {
+    bytes.map_or(1, |bytes| {
+        bytes.chunks(8).fold(bytes.len() as u64, |sum, chunk| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            mix(sum, u64::from_le_bytes(word))
+        })
+    })
+}

@@ -1,0 +1,229 @@
+//! [`Subject`]: the filter under test and the small world that it is tested in.
+
+use std::sync::Arc;
+
+use vaio_core::{Capabilities, Descriptor, DeviceInfo, FilterFactory, FilterSpec, Promise, Support};
+
+use crate::disk::BLOCK;
+
+/// How big the filter is asked to be. Big caches hide bugs of wrapping and eviction: a factory
+/// that has sizes must honour it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scale {
+    /// Three or four slots, lines, records: every workload of three operations wraps or evicts.
+    Tiny,
+    /// A few dozen: for long random runs.
+    Small,
+}
+
+/// The device whose content alone is promised to be a cut of the guest's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// What the filter sits on.
+    Backing,
+    /// One of the devices that the filter's needs name.
+    Device(String),
+}
+
+/// A device beside the lower device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// As in the descriptor's needs.
+    pub name: String,
+    /// Logical blocks at each scale.
+    pub blocks: fn(Scale) -> u64,
+}
+
+/// Makes the filter's factory for a scale.
+pub type MakeFactory = dyn Fn(Scale) -> Arc<dyn FilterFactory> + Send + Sync;
+
+/// The filter under test, its settings and the devices around it. Made from any factory; the
+/// defaults fit a filter that needs no device and has no sizes.
+///
+/// ```
+/// # use vaio_testkit::Subject;
+/// # fn demo(factory: impl vaio_core::FilterFactory) -> Subject {
+/// Subject::new(factory).setting("mode", "write_back").guest_blocks(4)
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Subject {
+    make: Arc<MakeFactory>,
+    spec: FilterSpec,
+    descriptor: Descriptor,
+    guest_blocks: fn(Scale) -> u64,
+    beside: Vec<Beside>,
+    target: Option<Target>,
+    below: DeviceInfo,
+}
+
+impl std::fmt::Debug for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subject")
+            .field("spec", &self.spec)
+            .field("beside", &self.beside)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Blocks of the guest's disk by default: enough for neighbours, few enough to enumerate.
+fn guest_blocks(scale: Scale) -> u64 {
+    match scale {
+        Scale::Tiny => 4,
+        Scale::Small => 64,
+    }
+}
+
+/// The weakest disk that the contract allows: a volatile cache, no fua of its own.
+fn weakest() -> DeviceInfo {
+    let block = u32::try_from(BLOCK).expect("a logical block is small");
+    DeviceInfo::new(0, block).with_caps(|caps: &mut Capabilities| {
+        caps.volatile_cache = true;
+        caps.fua = Support::Native;
+        caps.write_zeroes = Support::Native;
+        caps.discard = Support::Native;
+    })
+}
+
+impl Subject {
+    /// A filter that is the same at every scale.
+    pub fn new(factory: impl FilterFactory) -> Self {
+        let factory: Arc<dyn FilterFactory> = Arc::new(factory);
+        Self::scaled(move |_| Arc::clone(&factory))
+    }
+
+    /// A filter that is made to a scale.
+    pub fn scaled(
+        make: impl Fn(Scale) -> Arc<dyn FilterFactory> + Send + Sync + 'static,
+    ) -> Self {
+        let descriptor = make(Scale::Tiny).descriptor();
+        let beside = descriptor
+            .needs
+            .devices
+            .iter()
+            .map(|need| Beside {
+                name: need.name.to_owned(),
+                blocks: |scale| match scale {
+                    Scale::Tiny => 16,
+                    Scale::Small => 256,
+                },
+            })
+            .collect();
+        // How an operator would name the device: the kit's provider knows it by the same name.
+        let spec = descriptor
+            .needs
+            .devices
+            .iter()
+            .fold(FilterSpec::new(descriptor.name), |spec, need| {
+                spec.with(need.name, need.name)
+            });
+        Self {
+            make: Arc::new(make),
+            spec,
+            descriptor,
+            guest_blocks,
+            beside,
+            target: None,
+            below: weakest(),
+        }
+    }
+
+    /// A setting, as an operator would write it.
+    #[must_use]
+    pub fn setting(mut self, key: &str, value: &str) -> Self {
+        self.spec = self.spec.with(key, value);
+        self
+    }
+
+    /// Logical blocks of the guest's disk at tiny scale: default 4, the fewer the faster.
+    #[must_use]
+    pub fn guest_blocks_by(mut self, blocks: fn(Scale) -> u64) -> Self {
+        self.guest_blocks = blocks;
+        self
+    }
+
+    /// Logical blocks of a device that the filter needs: default 16 and 256.
+    ///
+    /// # Panics
+    /// If the descriptor's needs do not name it.
+    #[must_use]
+    pub fn device(mut self, name: &str, blocks: fn(Scale) -> u64) -> Self {
+        let one = self
+            .beside
+            .iter_mut()
+            .find(|one| one.name == name)
+            .expect("the descriptor's needs name the device");
+        one.blocks = blocks;
+        self
+    }
+
+    /// The device that alone keeps the promise `Ordered` or `OrderedByFlush`. Default: the device
+    /// called `replica` if the filter needs one, else what it sits on.
+    #[must_use]
+    pub fn target(mut self, target: Target) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    /// What the lower devices are like; their capacity is set by the kit. Default: 512-byte
+    /// blocks, a volatile cache, everything native.
+    #[must_use]
+    pub fn below(mut self, info: DeviceInfo) -> Self {
+        self.below = info;
+        self
+    }
+
+    /// The descriptor at tiny scale.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// The filter's name.
+    pub fn name(&self) -> &'static str {
+        self.descriptor.name
+    }
+
+    /// What the guest is promised: what the filter declares, else what any disk gives.
+    pub fn promise(&self) -> Promise {
+        self.descriptor.promise.unwrap_or(Promise::AtFlush)
+    }
+
+    pub(crate) fn factory(&self, scale: Scale) -> Arc<dyn FilterFactory> {
+        (self.make)(scale)
+    }
+
+    pub(crate) fn spec(&self) -> &FilterSpec {
+        &self.spec
+    }
+
+    pub(crate) fn blocks(&self, scale: Scale) -> u64 {
+        (self.guest_blocks)(scale)
+    }
+
+    pub(crate) fn beside(&self) -> &[Beside] {
+        &self.beside
+    }
+
+    pub(crate) fn info_below(&self, blocks: u64) -> DeviceInfo {
+        let mut info = self.below;
+        info.capacity = blocks * u64::from(info.logical_block);
+        info
+    }
+
+    /// The target of an ordered promise, if the filter makes one.
+    pub(crate) fn ordered_target(&self) -> Option<Target> {
+        if !matches!(self.promise(), Promise::Ordered | Promise::OrderedByFlush) {
+            return None;
+        }
+        let replica = || Target::Device("replica".into());
+        let has_replica = self.beside.iter().any(|one| one.name == "replica");
+        let default = if has_replica { replica() } else { Target::Backing };
+        Some(self.target.clone().unwrap_or(default))
+    }
+}
+
+impl<F: FilterFactory> From<F> for Subject {
+    fn from(factory: F) -> Self {
+        Self::new(factory)
+    }
+}
