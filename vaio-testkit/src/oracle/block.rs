@@ -83,6 +83,15 @@ impl Version {
         }
     }
 
+    pub(super) fn succeed(&mut self, at: Moment, fua: bool) {
+        self.end = at;
+        self.acked = true;
+        self.guaranteed = fua.then_some(Why::Fua);
+        if self.kind == Kind::Write {
+            self.proof = self.proof.min(at);
+        }
+    }
+
     pub(super) fn is_failed(&self) -> bool {
         self.end != NEVER && !self.acked && self.kind != Kind::Read
     }

@@ -23,17 +23,28 @@ pub(super) struct Unexplained;
 impl Block {
     /// A read returned `value`: take note of which version it was.
     pub(super) fn read(&mut self, value: Value, span: ReadSpan) -> Result<(), Unexplained> {
-        let mut fitting = (0..self.versions.len()).filter(|index| self.fits(*index, value, span));
-        let first = fitting.next().ok_or(Unexplained)?;
-        if fitting.next().is_none() {
+        let fitting: Vec<usize> = (0..self.versions.len())
+            .filter(|index| self.fits(*index, value, span))
+            .collect();
+        let first = *fitting.first().ok_or(Unexplained)?;
+        if fitting.len() == 1 {
             self.versions[first] = seen_by(self.versions[first], span);
             if self.versions[first].kind == Kind::Base {
                 self.settle(value);
             }
             return Ok(());
         }
-        // Zeroes of several origins: keep what holds for each of them.
-        let mut read = Version::submitted(value, OpId(0), Kind::Read, span.submit);
+        if fitting
+            .iter()
+            .any(|index| self.versions[*index].is_failed())
+        {
+            // It may be of a write that is undone later, and then proves nothing.
+            return Ok(());
+        }
+        // Zeroes of several origins: keep what holds for each of them. Its submission is that of no
+        // write: a failed write is before later writes only.
+        let mut read = Version::submitted(value, OpId(0), Kind::Read, 0);
+        read.seen = span.submit;
         read.end = span.end;
         read.proof = span.end;
         self.keep_read(read);
@@ -49,10 +60,10 @@ impl Block {
         let seen = seen_by(*version, span);
         let (after, before) = (self.after(index, &seen), self.before(index, &seen));
         (0..self.versions.len()).all(|other| {
-            other == index
-                || !(after[other] && before[other])
-                // Equal values are not distinguished by reading.
-                || self.may_be(&self.versions[other], value)
+            let version = &self.versions[other];
+            // A read that may be of this very version contradicts nothing.
+            let same = version.kind == Kind::Read && version.value == value;
+            other == index || same || !(after[other] && before[other])
         })
     }
 
@@ -99,6 +110,16 @@ impl Block {
         }
     }
 
+    /// A write failed, so it may be undone: what reads proved while it was in flight no longer holds.
+    pub(super) fn fail(&mut self, op: OpId, at: Moment) {
+        let version = self.of(op);
+        version.end = at;
+        version.proof = NEVER;
+        let value = version.value;
+        self.versions
+            .retain(|version| version.kind != Kind::Read || version.value != value);
+    }
+
     /// The newest version that was certainly in place when a read began: why an older one is stale.
     pub(super) fn in_place(&self, span: ReadSpan) -> Option<&Version> {
         self.versions
@@ -115,10 +136,4 @@ fn seen_by(mut version: Version, span: ReadSpan) -> Version {
         version.proof = version.proof.min(span.end);
     }
     version
-}
-
-/// A failed write may be undone: what a read proved while it was in flight no longer holds.
-pub(super) fn fail(version: &mut Version, at: Moment) {
-    version.end = at;
-    version.proof = NEVER;
 }

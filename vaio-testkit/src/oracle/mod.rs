@@ -22,11 +22,11 @@ use std::sync::Arc;
 
 use vaio_core::{DiscardReads, FlushRetry, Promise};
 
-use block::{Block, Kind, Version, Why};
+use block::{Block, Kind, Version};
 pub use history::{CrashRecord, Ended, History, Moment, NEVER, Observed, OpId, Record};
 use legal::Durability;
 pub use legal::LegalSet;
-use live::{ReadSpan, fail};
+use live::ReadSpan;
 pub use ordered::{Cut, OrderedCheck, Spans};
 pub use violation::{Rule, Violation};
 
@@ -279,16 +279,10 @@ impl Oracle {
         let at = self.now;
         let read_in_flight = self.is_read_in_flight(number);
         let (block, durability) = self.block_and_durability(number);
-        let version = block.of(id);
         if ok {
-            version.end = at;
-            version.acked = true;
-            version.guaranteed = fua.then_some(Why::Fua);
-            if version.kind == Kind::Write {
-                version.proof = version.proof.min(at);
-            }
+            block.of(id).succeed(at, fua);
         } else {
-            fail(version, at);
+            block.fail(id, at);
         }
         block.guarantee(durability);
         if !read_in_flight {
@@ -444,7 +438,11 @@ impl Oracle {
         let slot = usize::try_from(page).expect("a page is in memory");
         let page = self.pages[slot].get_or_insert_with(|| {
             let numbers = page * PAGE..((page + 1) * PAGE).min(blocks);
-            Arc::new(numbers.map(|number| Block::new(history.initial(number))).collect())
+            Arc::new(
+                numbers
+                    .map(|number| Block::new(history.initial(number)))
+                    .collect(),
+            )
         });
         let index = usize::try_from(index).expect("a page is small");
         (&mut Arc::make_mut(page)[index], &self.durability)
