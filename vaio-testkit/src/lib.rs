@@ -2,6 +2,22 @@
 //! its promises.
 
 pub mod disk;
+pub mod explore;
+pub mod oracle;
+pub mod sim;
+pub mod stamp;
+mod subject;
 pub mod tape;
+pub mod twins;
+pub mod workload;
+pub mod zoo;
 
+pub use oracle::{Oracle, OracleSettings, Outcome, Violation};
+pub use sim::{
+    Boundary, Cause, Difference, EventFuture, Host, Limits, Schedule, Sim, Stuck, Trace,
+    TraceEvent, first_difference,
+};
+pub use stamp::{Stamp, Value};
+pub use subject::{Beside, MakeFactory, Scale, Subject, Target};
 pub use tape::{Choices, ChoicesError, Family, Odometer, Swarm, Tape};
+pub use workload::GuestOp;
