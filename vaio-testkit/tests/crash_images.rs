@@ -11,14 +11,17 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use vaio_core::{DeviceInfo, DiscardReads, Support};
 use vaio_testkit::disk::{
-    Change, CrashPoint, CrashSpec, Fill, Image, Landing, Media, Moment, MutationId, Tier,
+    Change, Content, CrashPoint, CrashSpec, Fill, Image, Landing, Media, Moment, MutationId, Tier,
 };
 
 const BLOCKS: u64 = 3;
 const NEVER: Moment = u64::MAX;
 
-/// What a block holds: the byte that fills it. 0 is zeroes, and what it held at first.
+/// What a block holds: the byte that fills it. 0 is zeroes.
 type Value = u8;
+
+/// What every block of a random run holds at first: not what a discard leaves.
+const FIRST: Value = 200;
 
 #[derive(Clone, Debug)]
 struct Version {
@@ -191,15 +194,19 @@ impl Twin {
         });
         let first = Version {
             blocks: 0..BLOCKS,
-            value: 0,
+            value: FIRST,
             is_discard: false,
             is_fua: true,
             submit: 0,
             end: 0,
             is_ok: true,
         };
+        let mut image = Image::new(BLOCKS, 512, Fill::Zero);
+        for block in 0..BLOCKS {
+            image.set(block, Content::of(Bytes::from(vec![FIRST; 512])));
+        }
         Self {
-            media: Media::new(info, Fill::Zero),
+            media: Media::of_image(info, image),
             history: History {
                 versions: vec![first],
                 is_stable: !is_volatile,
@@ -424,8 +431,8 @@ fn killed_process_leaves_what_was_acknowledged_and_power_cut_need_not() {
             Landing::Lost
         }
     });
-    assert_eq!(values(twin.media.live()), [1, 2, 0]);
-    assert_eq!(values(twin.media.durable()), [0, 0, 0]);
+    assert_eq!(values(twin.media.live()), [1, 2, FIRST]);
+    assert_eq!(values(twin.media.durable()), [FIRST, FIRST, FIRST]);
     assert_eq!(
         images(&twin.point(), &[Tier::Exhaustive]).len(),
         4,
@@ -434,7 +441,7 @@ fn killed_process_leaves_what_was_acknowledged_and_power_cut_need_not() {
     twin.media.flush(6);
     assert_eq!(
         values(twin.media.durable()),
-        [1, 2, 0],
+        [1, 2, FIRST],
         "a flush covers what landed"
     );
 }
@@ -447,7 +454,7 @@ fn orphan_lands_after_newer_data() {
     let newer = write(&mut twin.media, 0, 2, 3);
     twin.media.complete(newer, 4);
     twin.media.complete(orphan, 5);
-    assert_eq!(values(twin.media.live()), [1, 0, 0]);
+    assert_eq!(values(twin.media.live()), [1, FIRST, FIRST]);
 }
 
 #[test]
@@ -459,11 +466,15 @@ fn failed_flush_drops_what_it_should_have_covered() {
     let kept = write(&mut twin.media, 1, 2, 5);
     twin.media.complete(kept, 6);
     twin.media.flush(7);
-    assert_eq!(values(twin.media.live()), [1, 2, 0], "readers still see it");
-    assert_eq!(values(twin.media.durable()), [0, 2, 0]);
+    assert_eq!(
+        values(twin.media.live()),
+        [1, 2, FIRST],
+        "readers still see it"
+    );
+    assert_eq!(values(twin.media.durable()), [FIRST, 2, FIRST]);
     twin.media.flush(8);
     assert!(
-        images(&twin.point(), &[Tier::None]).contains(&vec![0, 2, 0]),
+        images(&twin.point(), &[Tier::None]).contains(&vec![FIRST, 2, FIRST]),
         "for ever"
     );
 }
@@ -475,7 +486,12 @@ fn torn_tier_cuts_inside_one_write() {
     let id = twin.media.submit(0, Change::Write(data), false, 1);
     twin.media.complete(id, 2);
     let torn = images(&twin.point(), &[Tier::Torn]);
-    let expected = [[9, 0, 0], [9, 9, 0], [0, 9, 9], [0, 0, 9]];
+    let expected = [
+        [9, FIRST, FIRST],
+        [9, 9, FIRST],
+        [FIRST, 9, 9],
+        [FIRST, FIRST, 9],
+    ];
     assert_eq!(torn, expected.into_iter().map(Vec::from).collect());
 }
 
@@ -503,18 +519,18 @@ fn disks_that_fail_together_share_one_order() {
     let expected = [
         (
             "cache: keep w1; backing: keep none",
-            vec![1, 0, 0],
-            vec![0, 0, 0],
+            vec![1, FIRST, FIRST],
+            vec![FIRST, FIRST, FIRST],
         ),
         (
             "cache: keep w1; backing: keep all",
-            vec![1, 0, 0],
-            vec![2, 0, 0],
+            vec![1, FIRST, FIRST],
+            vec![2, FIRST, FIRST],
         ),
         (
             "cache: keep all; backing: keep all",
-            vec![1, 3, 0],
-            vec![2, 0, 0],
+            vec![1, 3, FIRST],
+            vec![2, FIRST, FIRST],
         ),
     ];
     let expected: Vec<_> = expected.map(|(s, a, b)| (s.to_owned(), a, b)).into();

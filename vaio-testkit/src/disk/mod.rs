@@ -1,10 +1,12 @@
 //! Simulated disks: what they hold, what a crash leaves of it, and how they fail.
 //!
 //! [`Image`] is content, [`Media`] content behind a volatile cache, [`CrashPoint`] the images that
-//! a crash may leave; these are pure.
+//! a crash may leave, [`Faults`] what goes wrong; these are pure. [`SimDisk`] is a medium with a
+//! name in a simulated world.
 
 mod cache;
 mod crash;
+mod fault;
 mod image;
 mod mutation;
 mod spec;
@@ -12,6 +14,7 @@ mod tier;
 
 pub use cache::{Landing, Media, PENDING_MAX, Snapshot};
 pub use crash::{CrashCase, CrashPoint};
+pub use fault::{Fault, Faults, RULES_MAX, Rule};
 pub use image::{Content, Data, Fill, Image};
 pub use mutation::{Change, ChangeKind, End, Moment, Mutation, MutationId};
 pub use spec::{CrashSpec, Piece, Survivors};
