@@ -2,6 +2,11 @@
 //! its promises.
 
 pub mod disk;
+pub mod sim;
 pub mod tape;
 
+pub use sim::{
+    Boundary, Cause, Difference, EventFuture, Host, Limits, Schedule, Sim, Stuck, Trace,
+    TraceEvent, first_difference,
+};
 pub use tape::{Choices, ChoicesError, Family, Odometer, Swarm, Tape};

@@ -102,6 +102,12 @@ pub struct Tape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NameId(u32);
 
+impl NameId {
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 struct Inner {
     source: Source,
     swarm: Swarm,
