@@ -7,8 +7,12 @@
 mod cache;
 mod crash;
 mod fault;
+mod handle;
 mod image;
+mod journal;
 mod mutation;
+mod sidecar;
+mod sim_disk;
 mod spec;
 mod tier;
 
@@ -16,7 +20,10 @@ pub use cache::{Landing, Media, PENDING_MAX, Snapshot};
 pub use crash::{CrashCase, CrashPoint};
 pub use fault::{Fault, Faults, RULES_MAX, Rule};
 pub use image::{Content, Data, Fill, Image};
+pub use journal::{Fate, JOURNAL_MAX, Journal, LowerIo};
 pub use mutation::{Change, ChangeKind, End, Moment, Mutation, MutationId};
+pub use sidecar::{SidecarSnapshot, SimDevices, SimSidecar};
+pub use sim_disk::{FINDINGS_MAX, Moments, SimDisk};
 pub use spec::{CrashSpec, Piece, Survivors};
 pub use tier::{EXHAUSTIVE_MAX, PAIRS_MAX, Tier};
 
