@@ -346,7 +346,7 @@ fn caps() -> impl Strategy<Value = (bool, DiscardReads)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) })]
 
     #[test]
     fn crash_images_are_exactly_what_the_contract_allows(

@@ -383,7 +383,8 @@ impl Media {
         versions.retain(|&(at, unit)| {
             let mutation = &self.log[at];
             let is_before = durable.iter().any(|(later, later_unit)| {
-                mutation.is_before(&mutation.units[unit], &self.log[*later], *later_unit)
+                at != *later
+                    && mutation.is_before(&mutation.units[unit], &self.log[*later], *later_unit)
             });
             if is_before {
                 Arc::make_mut(&mut self.log[at]).units[unit].cover = Cover::Gone;
