@@ -57,7 +57,8 @@ const LAYERS: [(&str, &[&str], &[&str]); 5] = [
     ("vaio-core", &[], &["vaio-testkit"]),
     ("vaio-cache", &["vaio-core"], &["vaio-testkit"]),
     ("vaio-replicate", &["vaio-core"], &["vaio-testkit"]),
-    ("vaio-testkit", &["vaio-core"], &[]),
+    // The simulated disk behaves as a real file does: its test opens one.
+    ("vaio-testkit", &["vaio-core"], &["vaio-host"]),
     (
         "vaio-host",
         &["vaio-core", "vaio-cache", "vaio-replicate"],

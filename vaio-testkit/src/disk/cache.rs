@@ -18,7 +18,7 @@ use vaio_core::{Allocation, AllocationMap, DeviceInfo, DiscardReads, Extent};
 
 use super::{
     image::{Content, Fill, Image},
-    mutation::{Change, Cover, End, Moment, Mutation, MutationId},
+    mutation::{Change, Cover, End, Moment, Mutation, MutationId, Unit},
 };
 
 /// Mutations that the volatile cache holds; above it the device writes its oldest ones back by
@@ -207,6 +207,9 @@ impl Media {
     }
 
     /// Power is lost: the medium holds `image`, one of the snapshot's crash images.
+    ///
+    /// # Panics
+    /// If the image is of another size.
     pub fn lose_power(&mut self, image: Image) {
         assert_eq!(
             image.blocks(),
@@ -372,24 +375,22 @@ impl Media {
         let mut versions: Vec<(usize, usize)> = (0..self.log.len())
             .filter_map(|at| Some((at, self.log[at].unit_at(block)?)))
             .collect();
-        // What comes before a durable version, or before what does, is gone.
-        let mut work: Vec<_> = versions
-            .iter()
-            .copied()
+        // What comes before a durable version is gone. No closure is needed: a read orders only
+        // versions that took effect, so what is before a version ended before it did.
+        let durable: Vec<_> = (versions.iter().copied())
             .filter(|(at, unit)| self.log[*at].units[*unit].is_durable())
             .collect();
-        while let Some((later, later_unit)) = work.pop() {
-            versions.retain(|&(at, unit)| {
-                let mutation = &self.log[at];
-                let is_before =
-                    mutation.is_before(&mutation.units[unit], &self.log[later], later_unit);
-                if is_before {
-                    Arc::make_mut(&mut self.log[at]).units[unit].cover = Cover::Gone;
-                    work.push((at, unit));
-                }
-                !is_before
+        versions.retain(|&(at, unit)| {
+            let mutation = &self.log[at];
+            let is_before = durable.iter().any(|(later, later_unit)| {
+                at != *later
+                    && mutation.is_before(&mutation.units[unit], &self.log[*later], *later_unit)
             });
-        }
+            if is_before {
+                Arc::make_mut(&mut self.log[at]).units[unit].cover = Cover::Gone;
+            }
+            !is_before
+        });
         // A durable version that nothing is concurrent with is the base itself.
         let folded: Vec<_> = versions
             .iter()
@@ -412,7 +413,7 @@ impl Media {
 
     fn sweep(&mut self) {
         self.log
-            .retain(|mutation| !mutation.units.iter().all(|unit| unit.is_gone()));
+            .retain(|mutation| !mutation.units.iter().all(Unit::is_gone));
     }
 
     /// A read submitted at `submitted` returned what the block shows.
