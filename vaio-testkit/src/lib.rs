@@ -3,6 +3,8 @@
 
 pub mod oracle;
 pub mod stamp;
+#[cfg(feature = "proptest")]
+pub mod strategy;
 pub mod workload;
 
 pub use oracle::{Oracle, OracleSettings, Outcome, Violation};

@@ -145,8 +145,14 @@ impl GuestOp {
             },
         ];
         ops.retain(|op| op.is_within(blocks));
-        ops.dedup();
-        ops
+        // On a disk of one block the longest extent is the shortest.
+        let mut distinct = Vec::with_capacity(ops.len());
+        for op in ops {
+            if !distinct.contains(&op) {
+                distinct.push(op);
+            }
+        }
+        distinct
     }
 }
 
