@@ -7,7 +7,10 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 
 use crate::workload::GuestOp;
 
-/// One operation on a disk of `blocks`, at least 1; extents of up to `extent_max` blocks.
+/// One operation on a disk of `blocks`; extents of up to `extent_max` blocks.
+///
+/// # Panics
+/// If either is 0.
 pub fn guest_op(blocks: u64, extent_max: u64) -> impl Strategy<Value = GuestOp> + Clone {
     assert!(
         blocks > 0 && extent_max > 0,
@@ -30,6 +33,9 @@ pub fn guest_op(blocks: u64, extent_max: u64) -> impl Strategy<Value = GuestOp> 
 }
 
 /// Up to `ops_max` operations.
+///
+/// # Panics
+/// As [`guest_op`].
 pub fn workload(
     blocks: u64,
     extent_max: u64,

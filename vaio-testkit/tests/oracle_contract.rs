@@ -1,5 +1,7 @@
 //! Each sentence of the contract, in both directions: what it allows and what it refuses.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use vaio_core::{DiscardReads, FlushRetry, Promise};
 use vaio_testkit::oracle::{Initial, OpId, Oracle, OracleSettings, Outcome, Rule};
 use vaio_testkit::{GuestOp, Stamp, Value};

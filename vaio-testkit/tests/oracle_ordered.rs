@@ -1,11 +1,13 @@
 //! Cuts of ordered targets against trying every moment.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use proptest::prelude::*;
 use vaio_core::{DiscardReads, FlushRetry, Promise};
 use vaio_testkit::oracle::{
-    Cut, Ended, Initial, NEVER, OpId, Oracle, OracleSettings, OrderedCheck, Outcome, Rule,
+    Cut, Ended, Initial, NEVER, OpId, Oracle, OracleSettings, OrderedCheck, Outcome, Record, Rule,
 };
-use vaio_testkit::{GuestOp, Value};
+use vaio_testkit::{GuestOp, Stamp, Value};
 
 const BLOCKS: u64 = 3;
 
@@ -201,16 +203,8 @@ struct Version {
     reads: Vec<u64>,
 }
 
-/// What each block may show at each moment, from the history, by definition.
-fn versions(oracle: &Oracle, number: u64) -> Vec<Version> {
-    let (history, settings) = (oracle.history(), oracle.settings());
-    let mut all = Vec::new();
-    let initial = if settings.initial == Initial::Fill {
-        Value::Fill(number)
-    } else {
-        Value::Zero
-    };
-    let base = |value, at, removes, era| Version {
+fn base(value: Value, at: u64, removes: u64, era: usize) -> Version {
+    Version {
         value,
         submit: at,
         end: at,
@@ -219,65 +213,58 @@ fn versions(oracle: &Oracle, number: u64) -> Vec<Version> {
         era,
         base: true,
         reads: Vec::new(),
-    };
-    all.push(base(initial, 0, 0, 0));
-    let mut count = 0;
-    for (id, record) in history.ops() {
-        if !record.op.is_change() || !record.op.blocks().contains(&number) {
-            continue;
-        }
-        count += 1;
-        let optional = matches!(record.op, GuestOp::Discard { .. })
-            && settings.discard_reads == DiscardReads::OldOrZero;
+    }
+}
+
+/// What each block may show at each moment, from the history, by definition.
+fn versions(oracle: &Oracle, number: u64) -> Vec<Version> {
+    let history = oracle.history();
+    let filled = oracle.settings().initial == Initial::Fill;
+    let mut all = vec![base(
+        if filled {
+            Value::Fill(number)
+        } else {
+            Value::Zero
+        },
+        0,
+        0,
+        0,
+    )];
+    let changes = |record: &Record| record.op.is_change() && record.op.blocks().contains(&number);
+    for ((id, record), version) in history.ops().filter(|(_, record)| changes(record)).zip(1..) {
+        let ok = matches!(record.ended, Ended::Ok(_));
+        let optional = is_optional(oracle, record.op);
         let value = if let GuestOp::Write { .. } = record.op {
-            Value::Stamp(vaio_testkit::Stamp {
+            Value::Stamp(Stamp {
                 run: 0,
                 op: id.0,
                 block: number,
-                version: count,
+                version,
             })
         } else {
             Value::Zero
-        };
-        let ok = matches!(record.ended, Ended::Ok(_));
-        let flush = history.ops().map(|(_, flush)| flush).filter(|flush| {
-            let fails = |failed: &vaio_testkit::oracle::Record| {
-                failed.ended == Ended::Err
-                    && failed.op == GuestOp::Flush
-                    && failed.end > record.end
-                    && failed.end < flush.end
-            };
-            let spoilt = settings.flush_retry == FlushRetry::Forgets
-                && history.ops().any(|(_, failed)| fails(failed));
-            flush.op == GuestOp::Flush
-                && matches!(flush.ended, Ended::Ok(_))
-                && flush.era == record.era
-                && flush.submit > record.end
-                && !spoilt
-        });
-        let covered = flush.map(|flush| flush.end).min().unwrap_or(NEVER);
-        let removes = match settings.promise {
-            _ if !ok || optional => NEVER,
-            Promise::OrderedByFlush if !record.op.is_fua() => covered,
-            _ => record.end,
         };
         all.push(Version {
             value,
             submit: record.submit,
             end: record.end,
             acked: ok && !optional,
-            removes,
+            removes: if ok && !optional {
+                removes(oracle, record)
+            } else {
+                NEVER
+            },
             era: record.era as usize,
             base: false,
             reads: Vec::new(),
         });
     }
-    for (index, crash) in history.crashes().iter().enumerate() {
+    for (crash, era) in history.crashes().iter().zip(1..) {
         for (_, values) in crash.left.iter().filter(|(block, _)| *block == number) {
             all.extend(
                 values
                     .iter()
-                    .map(|value| base(*value, crash.settled, crash.at, index + 1)),
+                    .map(|value| base(*value, crash.settled, crash.at, era)),
             );
         }
     }
@@ -291,25 +278,59 @@ fn versions(oracle: &Oracle, number: u64) -> Vec<Version> {
             .zip(values)
             .filter(|(block, _)| *block == number)
         {
-            let same: Vec<usize> = (0..all.len())
-                .filter(|i| {
-                    all[*i].era == read.era as usize
-                        && all[*i].value == *value
-                        && all[*i].submit < read.end
-                })
-                .collect();
-            if let [one] = same[..] {
-                all[one].reads.push(read.submit);
-                if all[one].base {
-                    let era = all[one].era;
-                    all.retain(|version| {
-                        !version.base || version.era != era || version.value == *value
-                    });
-                }
-            }
+            note_read(&mut all, read, *value);
         }
     }
     all
+}
+
+fn is_optional(oracle: &Oracle, op: GuestOp) -> bool {
+    let keeps_old = oracle.settings().discard_reads == DiscardReads::OldOrZero;
+    matches!(op, GuestOp::Discard { .. }) && keeps_old
+}
+
+/// When older content is no longer shown.
+fn removes(oracle: &Oracle, write: &Record) -> u64 {
+    let (history, settings) = (oracle.history(), oracle.settings());
+    if settings.promise == Promise::Ordered || write.op.is_fua() {
+        return write.end;
+    }
+    let flushes = || {
+        history
+            .ops()
+            .map(|(_, record)| record)
+            .filter(|flush| flush.op == GuestOp::Flush)
+    };
+    let spoilt = |flush: &Record| {
+        let fails = |failed: &Record| {
+            failed.ended == Ended::Err && failed.end > write.end && failed.end < flush.end
+        };
+        settings.flush_retry == FlushRetry::Forgets && flushes().any(fails)
+    };
+    let covers = |flush: &&Record| {
+        matches!(flush.ended, Ended::Ok(_))
+            && flush.era == write.era
+            && flush.submit > write.end
+            && !spoilt(flush)
+    };
+    flushes()
+        .filter(covers)
+        .map(|flush| flush.end)
+        .min()
+        .unwrap_or(NEVER)
+}
+
+fn note_read(all: &mut Vec<Version>, read: &Record, value: Value) {
+    let era = read.era as usize;
+    let fits = |version: &Version| {
+        version.era == era && version.value == value && version.submit < read.end
+    };
+    let same: Vec<usize> = (0..all.len()).filter(|index| fits(&all[*index])).collect();
+    let [one] = same[..] else { return };
+    all[one].reads.push(read.submit);
+    if all[one].base {
+        all.retain(|version| !version.base || version.era != era || version.value == value);
+    }
 }
 
 fn shows(versions: &[Version], value: Value, moment: u64) -> bool {

@@ -105,6 +105,9 @@ pub struct Oracle {
 
 impl Oracle {
     /// A disk on which nothing has happened.
+    ///
+    /// # Panics
+    /// If it has more blocks than memory has addresses.
     pub fn new(settings: OracleSettings) -> Self {
         let pages = usize::try_from(settings.blocks.div_ceil(PAGE)).expect("a disk fits memory");
         let filled = settings.initial == Initial::Fill;

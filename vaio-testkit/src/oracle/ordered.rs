@@ -14,10 +14,11 @@ use std::collections::BTreeMap;
 
 use vaio_core::Promise;
 
-use super::history::{History, Moment, NEVER, OpId};
+use super::history::{History, Moment, NEVER};
 use super::spans::{Content, Span, SpanTable};
 use super::violation::{Detail, Rule, Violation};
 use super::{Oracle, Value};
+use crate::workload::GuestOp;
 
 /// The moments at which the source was what a target shows. Both ends are included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,9 +165,17 @@ impl OrderedCheck {
             let index = usize::try_from(block).expect("the block is in the image");
             self.describe(block, &image[index])
         };
-        let later = self.table.ended_by(high.block, high.moment);
-        let lacks = later.map_or_else(String::new, |op| {
-            format!(", so it lacks {}", self.history.describe(OpId(op)))
+        let ended = self
+            .history
+            .ops()
+            .find(|(_, record)| record.end == high.moment);
+        let lacks = ended.map_or_else(String::new, |(id, record)| {
+            let what = if record.op == GuestOp::Flush {
+                "what was covered by "
+            } else {
+                ""
+            };
+            format!(", so it lacks {what}{}", self.history.describe(id))
         });
         self.violation(Rule::OutOfOrderCut, low.block, Some(image), format!(
             "block {} shows {}, which no cut before {} has; block {} shows {}, which no cut after {} has{lacks}",

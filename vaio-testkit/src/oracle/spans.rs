@@ -56,7 +56,7 @@ impl SpanTable {
         } else {
             Content::Zero
         };
-        let first = |(): ()| Version {
+        let first = Version {
             content: initial,
             era: 0,
             base: true,
@@ -66,7 +66,7 @@ impl SpanTable {
             seen: 0,
             removes: 0,
         };
-        let mut versions: Vec<Vec<Version>> = (0..blocks).map(|_| vec![first(())]).collect();
+        let mut versions: Vec<Vec<Version>> = (0..blocks).map(|_| vec![first]).collect();
         add_writes(&mut versions, history, settings);
         add_crashes(&mut versions, history, settings.run);
         add_reads(&mut versions, history, settings.run);
@@ -130,24 +130,6 @@ impl SpanTable {
             }
         }
         merged
-    }
-
-    /// The first operation that began in a block before `moment` and is not older than it: what ended
-    /// a span there.
-    pub(super) fn ended_by(&self, block: u64, moment: Moment) -> Option<u32> {
-        let newer = self
-            .of(block)
-            .iter()
-            .filter(|span| span.low < moment && span.high > moment);
-        newer
-            .filter_map(|span| {
-                if let Content::Op(op) = span.content {
-                    Some(op)
-                } else {
-                    None
-                }
-            })
-            .next()
     }
 }
 
