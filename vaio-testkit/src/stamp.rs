@@ -253,15 +253,15 @@ fn is_whole(block: &[u8]) -> bool {
 /// Two writers in one block: every cell is one that a guest or the kit wrote, or zeroes.
 fn torn(block: &[u8]) -> Option<Value> {
     let cells = u32::try_from(block.len() / CELL).ok()?;
-    let writer = |number: u32| match read_cell(block, number) {
-        Some((_, stamp)) => Some(Some(stamp)),
-        None => {
-            let start = number as usize * CELL;
-            block[start..start + CELL]
-                .iter()
-                .all(|byte| *byte == 0)
-                .then_some(None)
+    let writer = |number: u32| {
+        if let Some((_, stamp)) = read_cell(block, number) {
+            return Some(Some(stamp));
         }
+        let start = number as usize * CELL;
+        block[start..start + CELL]
+            .iter()
+            .all(|byte| *byte == 0)
+            .then_some(None)
     };
     let head = writer(0)?;
     let mut second = None;

@@ -2,6 +2,8 @@
 //! relation "before" as a closed matrix over all versions, what is legal by its definition, live
 //! reads by trying every order. Every value that a read could return is put to both.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::cell::Cell;
 
 use proptest::prelude::*;
@@ -130,80 +132,14 @@ impl Reference {
 
     /// The contract's definition, for a crash at the end of `era`.
     fn legal(&self, attribution: &Attribution, era: usize, crash: u64) -> Vec<Value> {
-        struct Version {
-            value: Value,
-            submit: u64,
-            end: u64,
-            acked: bool,
-            guaranteed: bool,
-            discard: bool,
-            reads: Vec<(u64, u64)>,
-        }
-        let mut versions = Vec::new();
-        for past in 0..=era {
-            let since = if past == 0 { 0 } else { self.crashes[past - 1] };
-            let seen = self.base_values(attribution, past);
-            let reads = |of: Option<usize>| {
-                let mine = |(read, to): (&Read, &Option<usize>)| {
-                    (read.era == past && *to == of).then_some((read.submit, read.end))
-                };
-                self.reads
-                    .iter()
-                    .zip(attribution)
-                    .filter_map(mine)
-                    .collect::<Vec<_>>()
-            };
-            if past == 0 || !seen.is_empty() {
-                let value = if past == 0 { self.initial } else { seen[0] };
-                versions.push(Version {
-                    value,
-                    submit: since,
-                    end: since,
-                    acked: true,
-                    guaranteed: true,
-                    discard: false,
-                    reads: reads(None),
-                });
-            }
-            for (index, write) in self
-                .writes
-                .iter()
-                .enumerate()
-                .filter(|(_, write)| write.era == past)
-            {
-                let reads = reads(Some(index));
-                let discard = write.kind == Kind::Discard;
-                let acked = write.state == State::Ok;
-                let guaranteed = acked && self.covered(write) && (!discard || !reads.is_empty());
-                let end = if write.end == u64::MAX {
-                    crash
-                } else {
-                    write.end
-                };
-                versions.push(Version {
-                    value: write.value,
-                    submit: write.submit,
-                    end,
-                    acked,
-                    guaranteed,
-                    discard,
-                    reads,
-                });
-            }
-        }
+        let versions: Vec<Version> = (0..=era)
+            .flat_map(|past| self.versions(attribution, past, crash))
+            .collect();
         let count = versions.len();
-        let mut before = vec![vec![false; count]; count];
-        for (i, v) in versions.iter().enumerate() {
-            for (j, w) in versions.iter().enumerate() {
-                // A read that returned w proves that an acknowledged v is older; of a discard only
-                // what was seen as zero before.
-                let proves = |submit: u64| {
-                    v.end < submit && (!v.discard || v.reads.iter().any(|read| read.1 < submit))
-                };
-                before[i][j] = i != j
-                    && (v.end < w.submit || v.acked && w.reads.iter().any(|read| proves(read.0)));
-            }
-        }
+        let mut before: Vec<Vec<bool>> = versions
+            .iter()
+            .map(|v| versions.iter().map(|w| v.is_before(w)).collect())
+            .collect();
         for k in 0..count {
             for i in 0..count {
                 for j in 0..count {
@@ -211,12 +147,66 @@ impl Reference {
                 }
             }
         }
-        let legal =
-            |i: &usize| !(0..count).any(|j| j != *i && versions[j].guaranteed && before[*i][j]);
+        let over = |i: usize, j: usize| j != i && versions[j].guaranteed && before[i][j];
+        let legal = |i: &usize| !(0..count).any(|j| over(*i, j));
         (0..count)
             .filter(legal)
             .map(|i| versions[i].value)
             .collect()
+    }
+
+    fn versions(&self, attribution: &Attribution, era: usize, crash: u64) -> Vec<Version> {
+        let reads = |of: Option<usize>| {
+            let mine = |(read, to): (&Read, &Option<usize>)| {
+                (read.era == era && *to == of).then_some((read.submit, read.end))
+            };
+            self.reads
+                .iter()
+                .zip(attribution)
+                .filter_map(mine)
+                .collect::<Vec<_>>()
+        };
+        let since = if era == 0 { 0 } else { self.crashes[era - 1] };
+        let settled = self.base_values(attribution, era).first().copied();
+        let base = if era == 0 {
+            Some(self.initial)
+        } else {
+            settled
+        };
+        let mut versions: Vec<Version> = Vec::new();
+        versions.extend(base.map(|value| Version {
+            value,
+            submit: since,
+            end: since,
+            acked: true,
+            guaranteed: true,
+            discard: false,
+            reads: reads(None),
+        }));
+        let of_era = self
+            .writes
+            .iter()
+            .enumerate()
+            .filter(|(_, write)| write.era == era);
+        versions.extend(of_era.map(|(index, write)| {
+            let reads = reads(Some(index));
+            let discard = write.kind == Kind::Discard;
+            let acked = write.state == State::Ok;
+            Version {
+                value: write.value,
+                submit: write.submit,
+                end: if write.end == u64::MAX {
+                    crash
+                } else {
+                    write.end
+                },
+                acked,
+                guaranteed: acked && self.covered(write) && (!discard || !reads.is_empty()),
+                discard,
+                reads,
+            }
+        }));
+        versions
     }
 
     fn covered(&self, write: &Write) -> bool {
@@ -294,6 +284,27 @@ impl Reference {
             }
         }
         order(&items, &must, &mut Vec::new(), None)
+    }
+}
+
+struct Version {
+    value: Value,
+    submit: u64,
+    end: u64,
+    acked: bool,
+    guaranteed: bool,
+    discard: bool,
+    reads: Vec<(u64, u64)>,
+}
+
+impl Version {
+    fn is_before(&self, later: &Self) -> bool {
+        // A read that returned the later one proves that an acknowledged one is older; of a discard
+        // only what was seen as zero before.
+        let shown = |submit: u64| !self.discard || self.reads.iter().any(|read| read.1 < submit);
+        let proves = |read: &(u64, u64)| self.end < read.0 && shown(read.0);
+        let same = std::ptr::eq(self, later);
+        !same && (self.end < later.submit || self.acked && later.reads.iter().any(proves))
     }
 }
 
@@ -469,7 +480,7 @@ impl Run {
         let (id, op, submit) = self
             .in_flight
             .remove(usize::from(place) % self.in_flight.len());
-        let ok = how % 8 != 0;
+        let ok = !how.is_multiple_of(8);
         let end = self.tick();
         if matches!(op, GuestOp::Read { .. }) && ok {
             return self.answer_read(id, op, submit, value);
@@ -708,7 +719,9 @@ fn oracle_with_unique_values_accepts_exactly_what_the_contract_allows() {
     let (asked, refused) = (Cell::new(0), Cell::new(0));
     proptest!(config(3000), |(settings in settings(), steps in steps())| {
         let mut run = Run::new(settings, true);
-        steps.into_iter().for_each(|step| run.step(step));
+        for step in steps {
+            run.step(step);
+        }
         asked.set(asked.get() + u64::from(run.asked));
         refused.set(refused.get() + u64::from(run.refused));
     });
@@ -730,7 +743,9 @@ fn oracle_with_many_zeroes_never_refuses_what_the_contract_allows() {
     proptest!(config(1500), |(settings in settings(), steps in steps(), fill in any::<bool>())| {
         let initial = if fill { Initial::Fill } else { Initial::Zero };
         let mut run = Run::new(OracleSettings { initial, ..settings }, false);
-        steps.into_iter().for_each(|step| run.step(step));
+        for step in steps {
+            run.step(step);
+        }
         asked.set(asked.get() + run.asked);
         lax.set(lax.get() + run.lax);
     });

@@ -9,7 +9,7 @@ use super::{Oracle, Value};
 impl Oracle {
     pub(super) fn unexplained(&self, number: u64, value: Value, span: ReadSpan) -> Violation {
         let block = self.as_guaranteed(number);
-        let first = self.is_first_read(&block);
+        let first = is_first_read(&block);
         let legal = readable(&block, span, first);
         let describe = |value: &Value| {
             self.history
@@ -37,14 +37,6 @@ impl Oracle {
             reads: format!("{found} blocks"),
             expected: format!("{count} blocks"),
             why: "a read returns as many blocks as it asked for".to_owned(),
-        })
-    }
-
-    /// Whether this is the read that settles the block after a crash.
-    fn is_first_read(&self, block: &Block) -> bool {
-        let crashed = |base: &Version| base.guaranteed == Some(Why::Settled);
-        block.versions.first().is_some_and(|base| {
-            base.kind == Kind::Base && crashed(base) && base.seen == base.submit
         })
     }
 
@@ -132,6 +124,15 @@ impl Oracle {
             Why::Initial | Why::Settled => format!("{what} is what was there"),
         }
     }
+}
+
+/// Whether this is the read that settles the block after a crash.
+fn is_first_read(block: &Block) -> bool {
+    let unread = |base: &Version| base.guaranteed == Some(Why::Settled) && base.seen == base.submit;
+    block
+        .versions
+        .first()
+        .is_some_and(|base| base.kind == Kind::Base && unread(base))
 }
 
 /// What the read may have returned, as far as it can be told without trying.

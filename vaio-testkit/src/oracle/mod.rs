@@ -16,6 +16,7 @@ mod history;
 mod legal;
 mod live;
 mod ordered;
+mod spans;
 mod violation;
 
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub use history::{CrashRecord, Ended, History, Moment, NEVER, Observed, OpId, Re
 use legal::Durability;
 pub use legal::LegalSet;
 use live::ReadSpan;
-pub use ordered::{Cut, OrderedCheck, Spans};
+pub use ordered::{Cut, OrderedCheck};
 pub use violation::{Rule, Violation};
 
 use crate::stamp::{Stamp, Value};
@@ -104,6 +105,9 @@ pub struct Oracle {
 
 impl Oracle {
     /// A disk on which nothing has happened.
+    ///
+    /// # Panics
+    /// If it has more blocks than memory has addresses.
     pub fn new(settings: OracleSettings) -> Self {
         let pages = usize::try_from(settings.blocks.div_ceil(PAGE)).expect("a disk fits memory");
         let filled = settings.initial == Initial::Fill;

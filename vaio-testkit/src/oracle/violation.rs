@@ -83,6 +83,11 @@ impl Violation {
         }
     }
 
+    pub(super) fn set_found(&mut self, value: Value, reads: String) {
+        self.detail.found = Some(value);
+        self.detail.reads = reads;
+    }
+
     /// The rule broken.
     pub fn rule(&self) -> Rule {
         self.detail.rule
