@@ -50,4 +50,17 @@ pub enum Bug {
     DirtyUnderReported,
     DrainBeforeFlush,
     BypassWhileDirty,
+    // Observer, transform, read cache.
+    ObserverKeepsWrite,
+    KeyedByRequest,
+    ZeroesNotTransformed,
+    DiscardNotTransformed,
+    FillUnlocked,
+    ForgetsFirstBlockOnly,
+    DiscardKeepsCached,
+    // Ordered replicator.
+    StepNotFlushed,
+    RecoveryStepsNotKept,
+    ReplicaAheadOfLog,
+    ReplicaErrorForgotten,
 }

@@ -3,5 +3,6 @@
 
 #![allow(unreachable_pub, reason = "one crate of several test files")]
 
+mod others;
 mod support;
 mod write_back;
