@@ -50,6 +50,16 @@ pub enum Bug {
     DirtyUnderReported,
     DrainBeforeFlush,
     BypassWhileDirty,
+    // Mirror.
+    AckBeforeMirror,
+    StaleSideNotRecorded,
+    SidesUnordered,
+    ReadsStaleSide,
+    MirrorNotFlushed,
+    OneFlushIsEnough,
+    ResyncUnlocked,
+    CopiedBeforeFlush,
+    NoResync,
     // Observer, transform, read cache.
     ObserverKeepsWrite,
     KeyedByRequest,

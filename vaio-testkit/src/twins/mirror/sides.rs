@@ -31,7 +31,10 @@ pub(super) struct Sides {
 
 impl Sides {
     pub(super) fn new(block: u64, valid: Vec<u8>, recorded: Vec<u8>) -> Self {
-        debug_assert!(valid.iter().all(|side| (PRIMARY..=BOTH).contains(side)), "A1");
+        debug_assert!(
+            valid.iter().all(|side| (PRIMARY..=BOTH).contains(side)),
+            "A1"
+        );
         Self {
             block,
             valid,
@@ -48,12 +51,6 @@ impl Sides {
 
     fn extent_of(&self, block: usize) -> Extent {
         Extent::new(block as u64 * self.block, self.block)
-    }
-
-    /// Sides that are valid for all of `extent`.
-    pub(super) fn of(&self, extent: Extent) -> u8 {
-        let valid = &self.valid[self.blocks(extent)];
-        valid.iter().fold(BOTH, |all, one| all & one)
     }
 
     /// `extent`, cut where the valid sides change.
@@ -98,29 +95,28 @@ impl Sides {
         self.writes
     }
 
-    /// A flush that was sent after write number `writes` ended well on `sides`. `Err`: some block
-    /// is durable on no valid side. `Ok`: whether that has to be recorded.
-    pub(super) fn flushed(&mut self, writes: u64, sides: u8) -> Result<bool, ()> {
-        let covered: Vec<u64> = self
-            .unflushed
-            .iter()
-            .filter(|(_, write)| sides != BOTH || **write <= writes)
-            .map(|(block, _)| *block)
-            .collect();
-        let index = |block: u64| usize::try_from(block).expect("a small disk");
-        if covered.iter().any(|block| self.valid[index(*block)] & sides == 0) {
-            return Err(());
-        }
+    /// A flush that was sent after write number `writes` ended well on `sides` and badly on the
+    /// others. `None`: some block is for sure durable on no valid side, so the flush failed.
+    /// Else whether something has to be recorded.
+    pub(super) fn flushed(&mut self, writes: u64, sides: u8) -> Option<bool> {
+        let mut is_kept = true;
         let mut must_record = false;
-        for block in covered {
+        for (block, write) in std::mem::take(&mut self.unflushed) {
+            let index = usize::try_from(block).expect("a small disk");
+            let left = self.valid[index] & sides;
             // What the other side's flush may have dropped is not valid there.
-            self.valid[index(block)] &= sides;
-            must_record |= self.must_record(self.extent_of(index(block)));
-            if self.unflushed[&block] <= writes {
-                self.unflushed.remove(&block);
+            self.valid[index] = match (left, self.valid[index]) {
+                (0, BOTH) => PRIMARY,
+                (0, one) => one,
+                (left, _) => left,
+            };
+            is_kept &= left != 0;
+            must_record |= self.must_record(self.extent_of(index));
+            if left == 0 || write > writes {
+                self.unflushed.insert(block, write);
             }
         }
-        Ok(must_record)
+        is_kept.then_some(must_record)
     }
 
     /// A block was copied to its other side and flushed there.
@@ -156,5 +152,49 @@ impl Sides {
     /// The sidecar has this content.
     pub(super) fn recorded(&mut self, record: &Bytes) {
         self.recorded = record.to_vec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Extent = Extent::new(0, 512);
+
+    fn sides() -> Sides {
+        Sides::new(512, vec![BOTH; 2], vec![BOTH; 2])
+    }
+
+    #[test]
+    fn write_that_failed_on_one_side_has_to_be_recorded_once() {
+        let mut sides = sides();
+        assert!(!sides.wrote(ONE, BOTH));
+        assert!(sides.wrote(ONE, MIRROR));
+        let record = sides.to_record();
+        sides.recorded(&record);
+        assert!(!sides.wrote(ONE, MIRROR), "recorded already");
+        assert!(!sides.wrote(ONE, BOTH), "claims less than is true");
+        assert!(sides.wrote(ONE, PRIMARY));
+    }
+
+    #[test]
+    fn failed_flush_of_one_side_makes_it_stale_where_written() {
+        let mut sides = sides();
+        sides.wrote(ONE, BOTH);
+        assert_eq!(sides.flushed(sides.writes(), PRIMARY), Some(true));
+        assert_eq!(
+            sides.runs(Extent::new(0, 1024)),
+            [(ONE, PRIMARY), (Extent::new(512, 512), BOTH)]
+        );
+        assert!(sides.lacking(BOTH, true).overlaps(ONE));
+    }
+
+    #[test]
+    fn flush_that_the_only_valid_side_fails_is_failed() {
+        let mut sides = sides();
+        sides.wrote(ONE, MIRROR);
+        assert_eq!(sides.flushed(sides.writes(), PRIMARY), None);
+        assert_eq!(sides.runs(ONE), [(ONE, MIRROR)]);
+        assert!(sides.flushed(sides.writes(), BOTH).is_some());
     }
 }
