@@ -8,6 +8,11 @@
 //!
 //! Wherever the code asks `has(Bug::X)`, read on as if the answer were `false`.
 
+pub mod mirror;
+pub mod observer;
+pub mod ordered;
+pub mod read_cache;
+pub mod transform;
 pub mod write_back;
 
 /// CRC-32C of several slices, as if they were one.

@@ -50,4 +50,27 @@ pub enum Bug {
     DirtyUnderReported,
     DrainBeforeFlush,
     BypassWhileDirty,
+    // Mirror.
+    AckBeforeMirror,
+    StaleSideNotRecorded,
+    SidesUnordered,
+    ReadsStaleSide,
+    MirrorNotFlushed,
+    OneFlushIsEnough,
+    ResyncUnlocked,
+    CopiedBeforeFlush,
+    NoResync,
+    // Observer, transform, read cache.
+    ObserverKeepsWrite,
+    KeyedByRequest,
+    ZeroesNotTransformed,
+    DiscardNotTransformed,
+    FillUnlocked,
+    ForgetsFirstBlockOnly,
+    DiscardKeepsCached,
+    // Ordered replicator.
+    StepNotFlushed,
+    RecoveryStepsNotKept,
+    ReplicaAheadOfLog,
+    ReplicaErrorForgotten,
 }

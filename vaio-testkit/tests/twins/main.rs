@@ -3,5 +3,7 @@
 
 #![allow(unreachable_pub, reason = "one crate of several test files")]
 
+mod mirror;
+mod others;
 mod support;
 mod write_back;

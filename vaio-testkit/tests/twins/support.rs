@@ -73,12 +73,12 @@ impl Runtime for Handle {
         let rt = Arc::clone(&self.0);
         Box::pin(std::future::poll_fn(move |cx| {
             if rt.now() >= at {
-                return std::task::Poll::Ready(());
+                return Poll::Ready(());
             }
             let mut timers = rt.timers.lock().unwrap();
             let wakers = timers.entry(at.as_nanos()).or_default();
             wakers.push(cx.waker().clone());
-            std::task::Poll::Pending
+            Poll::Pending
         }))
     }
 
@@ -140,6 +140,8 @@ pub fn run<F: Future>(main: impl FnOnce(Rt) -> F) -> F::Output {
 pub struct Media {
     pub backing: Arc<dyn BlockDevice>,
     pub other: Arc<dyn BlockDevice>,
+    /// Devices by name; `other` stands for those that are not here.
+    pub named: Vec<(&'static str, Arc<dyn BlockDevice>)>,
     pub sidecar: Arc<MemorySidecar>,
 }
 
@@ -148,6 +150,7 @@ impl Media {
         Self {
             backing: Arc::new(RamDisk::with_block(8 * 512, 512)),
             other: Arc::new(RamDisk::with_block(64 * 512, 512)),
+            named: Vec::new(),
             sidecar: Arc::default(),
         }
     }
@@ -160,19 +163,17 @@ impl Media {
                 FilterRegistry::default().with(factory),
             )
             .sidecar(Arc::<MemorySidecar>::clone(&self.sidecar))
-            .devices(Arc::new(Other(Arc::clone(&self.other))))
+            .devices(Arc::new(self.clone()))
             .open()
             .await
     }
 }
 
-#[derive(Debug)]
-struct Other(Arc<dyn BlockDevice>);
-
 #[async_trait]
-impl DeviceProvider for Other {
-    async fn open_device(&self, _: &str, _: &str, _: &str) -> Result<Arc<dyn BlockDevice>> {
-        Ok(Arc::clone(&self.0))
+impl DeviceProvider for Media {
+    async fn open_device(&self, _: &str, name: &str, _: &str) -> Result<Arc<dyn BlockDevice>> {
+        let named = self.named.iter().find(|(known, _)| *known == name);
+        Ok(named.map_or_else(|| Arc::clone(&self.other), |(_, device)| Arc::clone(device)))
     }
 }
 

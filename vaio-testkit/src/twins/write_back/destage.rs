@@ -66,6 +66,16 @@ impl Cache {
         }
     }
 
+    /// Brings everything down that is in the log now, or, where the backing is held at a point,
+    /// everything before that.
+    pub(super) async fn destage_all(&self) -> Result<()> {
+        let to = {
+            let log = self.log();
+            log.held().unwrap_or(log.head())
+        };
+        self.destage_to(to).await
+    }
+
     /// Asks for a batch soon.
     pub(super) fn kick(&self) {
         self.demand().is_kicked = true;
@@ -126,9 +136,18 @@ impl Cache {
 
     /// Brings one batch to the backing.
     async fn destage_batch(&self) -> Result<()> {
-        let Some(batch) = self.log().batch() else {
+        // Ordered: one record at a time, see `ordered`.
+        let records_max = if self.replica.is_some() { 1 } else { u64::MAX };
+        let Some(batch) = self.log().batch(records_max) else {
             return Ok(());
         };
+        if let Some(replica) = &self.replica {
+            // Nothing on the replica that a crash could take from the log.
+            if !replica.has(Bug::ReplicaAheadOfLog) {
+                self.make_durable().await?;
+            }
+            replica.apply(&batch.pieces).await?;
+        }
         let lower = self.cx.lower();
         let is_flush_enough = self.has(Bug::BackingFsyncGate) && self.was_written(batch.end);
         let writes = batch

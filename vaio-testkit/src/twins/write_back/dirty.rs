@@ -81,7 +81,10 @@ impl DirtySource for Source {
             Level::Drained => Ok(()),
             // A mark is in no level of its own: the whole log is made durable.
             Level::CacheDurable => self.flush_in_background().await,
-            Level::BackingDurable | Level::ReplicaDurable => self.0.destage_to(mark.0).await,
+            Level::BackingDurable | Level::ReplicaDurable => {
+                let head = self.0.log().head();
+                self.0.destage_to(mark.0.min(head)).await
+            }
         }
     }
 

@@ -141,7 +141,7 @@ impl Log {
     pub(super) fn rewrite_untrusted(&mut self, trust: u64) -> Vec<u64> {
         let mut found = Vec::new();
         for (seq, record) in (self.tail..).zip(&mut self.records) {
-            if record.state != State::Void && record.written.is_some_and(|then| then != trust) {
+            if record.written.is_some_and(|then| then != trust) {
                 record.writers += 1;
                 found.push(seq);
             }
@@ -168,10 +168,18 @@ impl Log {
         }
     }
 
-    /// Gives a record up.
-    pub(super) fn void(&mut self, seq: u64) {
+    /// Gives a record up. With `is_number_reused` its number goes to the next one, if it is the
+    /// last.
+    pub(super) fn void(&mut self, seq: u64, is_number_reused: bool) {
         let place = self.place(seq);
+        assert_eq!(
+            self.records[place].written, None,
+            "what is in the log is published"
+        );
         self.records[place].state = State::Void;
+        if is_number_reused && seq + 1 == self.head() {
+            self.records.pop_back();
+        }
     }
 
     /// For the bug that discards by the record: every record that the extent touches is forgotten.
@@ -211,9 +219,10 @@ impl Log {
             .any(|(_, seq)| *seq >= end)
     }
 
-    /// The next batch (L3), if there is one.
-    pub(super) fn batch(&mut self) -> Option<Batch> {
-        let limit = self.held.unwrap_or(u64::MAX);
+    /// The next batch (L3) of at most `records_max`, if there is one.
+    pub(super) fn batch(&mut self, records_max: u64) -> Option<Batch> {
+        let limit = self.tail.saturating_add(records_max);
+        let limit = limit.min(self.held.unwrap_or(u64::MAX));
         let end = (self.tail..limit)
             .zip(&self.records)
             .take_while(|(_, record)| record.state != State::Pending && record.writers == 0)
@@ -392,7 +401,7 @@ mod tests {
             .reserve(Extent::new(512, 512), Content::Zeroes, Instant::default())
             .expect("a free slot");
         put(&mut log, 0, 2);
-        let batch = log.batch().expect("one record");
+        let batch = log.batch(9).expect("one record");
         assert_eq!(batch.end, pending);
         assert_eq!(
             batch.pieces,
@@ -410,9 +419,9 @@ mod tests {
         let mut log = log();
         let seq = put(&mut log, 0, 1);
         assert_eq!(log.rewrite_untrusted(1), [seq]);
-        assert!(log.batch().is_none());
+        assert!(log.batch(9).is_none());
         log.written(seq, 1);
-        assert!(log.batch().is_some());
+        assert!(log.batch(9).is_some());
         assert_eq!(log.rewrite_untrusted(1), []);
     }
 
@@ -422,8 +431,8 @@ mod tests {
         put(&mut log, 0, 1);
         log.hold(Some(log.head()));
         put(&mut log, 1, 2);
-        assert_eq!(log.batch().map(|batch| batch.end), Some(1));
+        assert_eq!(log.batch(9).map(|batch| batch.end), Some(1));
         log.advance(1);
-        assert!(!log.has_batch() && log.batch().is_none());
+        assert!(!log.has_batch() && log.batch(9).is_none());
     }
 }

@@ -33,13 +33,14 @@ use std::sync::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use vaio_core::{
-    AttachContext, BypassSafety, Class, Descriptor, DeviceInfo, DeviceNeed, DirtySource,
-    DiscardReads, Error, Extent, Filter, FilterFactory, FilterState, FlushRetry, Io, Lifecycle,
-    Next, Op, OpKind, Outcome, Phase, Promise, Reply, Result, SettingKind, SettingSpec, Support,
-    Verb,
+    AttachContext, BlockDevice, BypassSafety, Class, Descriptor, DeviceInfo, DeviceNeed,
+    DirtySource, DiscardReads, Error, Extent, Filter, FilterFactory, FilterState, FlushRetry, Io,
+    Lifecycle, Next, Op, OpKind, Outcome, Phase, Promise, Reply, Result, SettingKind, SettingSpec,
+    Support, Verb,
     sync::{LockMode, Notify, RangeLock},
 };
 
+use super::ordered::Replica;
 use crate::zoo::Bug;
 use destage::Demand;
 use log::Log;
@@ -78,6 +79,8 @@ pub(super) struct Cache {
     promise: Promise,
     bug: Option<Bug>,
     store: Store,
+    /// Where each record goes too, in order: see [`ordered`](super::ordered).
+    replica: Option<Replica>,
     log: Mutex<Log>,
     /// W1. Reads need none: a block that is not in the log when they look is below, and stays
     /// there while it is overwritten.
@@ -156,7 +159,12 @@ impl Cache {
         // W1: held until the answer.
         let _order = match self.bug {
             Some(Bug::OverlapUnordered) => None,
-            _ => Some(self.ranges.lock(extent, LockMode::Exclusive).await),
+            _ => {
+                // Ordered: one write at a time, so that what a crash leaves has no gaps.
+                let whole = self.cx.below().extent();
+                let fenced = self.replica.as_ref().map_or(extent, |_| whole);
+                Some(self.ranges.lock(fenced, LockMode::Exclusive).await)
+            }
         };
         let is_durable = match self.promise {
             Promise::AtAck => !self.has(Bug::AckBeforeFlush),
@@ -166,7 +174,7 @@ impl Cache {
         let mut result = Ok(());
         let mut reserved = self.reserve_early(extent, &content).await?.into_iter();
         for piece in self.pieces(extent, &content) {
-            let part = self.part(&content, extent, piece);
+            let part = content.part(extent, piece);
             let seq = match reserved.next() {
                 Some(seq) => seq,
                 None => self.reserve(piece, part).await?,
@@ -187,15 +195,17 @@ impl Cache {
     /// Logs a reserved record and makes it the newest of its blocks.
     async fn log_one(&self, seq: u64, is_durable: bool) -> Result<()> {
         let mut logged = self.write_record(seq).await;
-        if logged.is_ok() && is_durable {
-            logged = self.make_durable().await;
-        }
-        if logged.is_ok() {
-            self.log().publish(seq);
-        } else {
+        if logged.is_err() {
             // On the device it may be whole: the write failed, so either is right; and whatever
-            // is written next has a higher number.
-            self.log().void(seq);
+            // is written next has a higher number. Ordered: the same number, so that none is
+            // missing.
+            self.log().void(seq, self.replica.is_some());
+        } else {
+            if is_durable {
+                logged = self.make_durable().await;
+            }
+            // After a failed flush too: it is in the log now, and may survive.
+            self.log().publish(seq);
         }
         self.wanted.notify_all();
         if self.cx.rt().buggify("write_back.destage") {
@@ -283,16 +293,12 @@ impl Cache {
 
 /// The bugs that need more than a condition.
 impl Cache {
-    fn part(&self, content: &Content, whole: Extent, piece: Extent) -> Content {
-        content.part(whole, piece)
-    }
-
     /// W4 broken: takes the slots of all pieces before it writes the first.
     async fn reserve_early(&self, extent: Extent, content: &Content) -> Result<Vec<u64>> {
         let mut reserved = Vec::new();
         if self.has(Bug::SlotsHeldTogether) {
             for piece in self.pieces(extent, content) {
-                let part = self.part(content, extent, piece);
+                let part = content.part(extent, piece);
                 reserved.push(self.reserve(piece, part).await?);
             }
         }
@@ -392,27 +398,23 @@ impl Filter for WriteBack {
                 if cache.has(Bug::CleanMarkEarly) {
                     cache.mark_clean().await?;
                 }
-                // Without a backing that takes it, the log keeps it for the next open.
+                cache.let_go();
+                // Where the backing does not take it, the log keeps it for the next open.
                 cache.flush().await?;
-                let head = cache.log().head();
-                let _ = cache.destage_to(head).await;
+                let _ = cache.destage_all().await;
             }
-            (Verb::Close, Phase::Commit) => {
-                if cache.log().is_empty() {
-                    cache.mark_clean().await?;
-                }
-            }
+            (Verb::Close, Phase::Commit) if cache.log().is_empty() => cache.mark_clean().await?,
             (Verb::Resize { from, to }, Phase::Prepare) if to < from => {
                 return Err(Error::refused(
                     "the cache may hold writes beyond the new end; detach it first",
                 ));
             }
-            (
-                Verb::Detach | Verb::Snapshot { .. } | Verb::Migrate { .. } | Verb::Clone { .. },
-                Phase::Prepare,
-            ) => {
-                let head = cache.log().head();
-                cache.destage_to(head).await?;
+            (Verb::Detach, Phase::Prepare) => {
+                cache.let_go();
+                cache.destage_all().await?;
+            }
+            (Verb::Snapshot { .. } | Verb::Migrate { .. } | Verb::Clone { .. }, Phase::Prepare) => {
+                cache.destage_all().await?;
             }
             _ => {}
         }
@@ -532,6 +534,18 @@ impl FilterFactory for WriteBackFactory {
 
     async fn open(&self, cx: AttachContext) -> Result<Arc<dyn Filter>> {
         let device = cx.device(CACHE_DEVICE)?;
+        self.open_over(cx, device, None).await
+    }
+}
+
+impl WriteBackFactory {
+    /// Opens an instance with its log on `device`.
+    pub(super) async fn open_over(
+        &self,
+        cx: AttachContext,
+        device: Arc<dyn BlockDevice>,
+        replica: Option<Replica>,
+    ) -> Result<Arc<dyn Filter>> {
         let block = u64::from(cx.below().logical_block);
         let geometry = self.geometry(block);
         let info = device.info();
@@ -544,11 +558,12 @@ impl FilterFactory for WriteBackFactory {
         }
         let rt = Arc::clone(cx.rt());
         let mut store = Store::new(device, rt, geometry, self.bug);
-        let tail = recover::open(&cx, &mut store, self.bug).await?;
+        let tail = recover::open(&cx, &mut store, replica.as_ref(), self.bug).await?;
         let cache = Arc::new(Cache {
             promise: self.promise,
             bug: self.bug,
             store,
+            replica,
             log: Mutex::new(Log::new(self.slots, block, tail, self.bug)),
             ranges: RangeLock::default(),
             demand: Mutex::default(),

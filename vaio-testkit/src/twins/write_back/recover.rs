@@ -15,6 +15,7 @@ use bytes::Bytes;
 use vaio_core::{AttachContext, BlockDeviceExt, Error, ErrorKind, OpenReason, Result};
 
 use super::{
+    super::ordered::Replica,
     record::{self, Content, Found, Superblock},
     store::Store,
 };
@@ -24,7 +25,12 @@ use crate::zoo::Bug;
 pub(super) const CLEAN_EPOCH: &str = "clean_epoch";
 
 /// Recovers, starts a new epoch, and returns its tail.
-pub(super) async fn open(cx: &AttachContext, store: &mut Store, bug: Option<Bug>) -> Result<u64> {
+pub(super) async fn open(
+    cx: &AttachContext,
+    store: &mut Store,
+    replica: Option<&Replica>,
+    bug: Option<Bug>,
+) -> Result<u64> {
     let found = store.read_superblock().await?;
     let (mut epoch, mut tail) = match found {
         // What an earlier attachment left is of an older epoch from now on.
@@ -39,7 +45,7 @@ pub(super) async fn open(cx: &AttachContext, store: &mut Store, bug: Option<Bug>
             let tail = if is_clean(cx, &found).await {
                 found.tail
             } else {
-                replay(cx, store, &found, bug).await?
+                replay(cx, store, &found, replica, bug).await?
             };
             (found.epoch, tail)
         }
@@ -51,6 +57,9 @@ pub(super) async fn open(cx: &AttachContext, store: &mut Store, bug: Option<Bug>
             ));
         }
     };
+    if let Some(replica) = replica.filter(|_| cx.reason() == OpenReason::Attach) {
+        replica.copy_from(&cx.lower()).await?;
+    }
     match bug {
         Some(Bug::EpochKept) if cx.reason() != OpenReason::Attach => {}
         Some(Bug::SequenceReset) if cx.reason() != OpenReason::Attach => tail = 0,
@@ -76,22 +85,36 @@ pub(super) fn clean_mark(epoch: u64) -> Bytes {
 /// Brings every valid record to the backing, durably. Returns the number after the last.
 async fn replay(
     cx: &AttachContext,
-    store: &Store,
+    store: &mut Store,
     superblock: &Superblock,
+    replica: Option<&Replica>,
     bug: Option<Bug>,
 ) -> Result<u64> {
+    store.adopt(superblock.epoch);
     let mut records = scan(store, superblock, bug).await?;
     if bug != Some(Bug::ReplayInSlotOrder) {
         records.sort_by_key(|record| record.seq);
     }
+    if replica.is_some() {
+        records = unbroken(records, superblock.tail);
+    }
     let lower = cx.lower();
     for record in &records {
+        if let Some(replica) = replica {
+            let piece = (record.extent, record.content.clone());
+            replica.apply(&[piece]).await?;
+        }
         match &record.content {
             Content::Data(data) => lower.write(record.extent.offset(), data.clone()).await?,
             Content::Zeroes => {
                 let extent = record.extent;
                 lower.write_zeroes(extent.offset(), extent.len()).await?;
             }
+        }
+        if replica.is_some_and(|replica| !replica.has(Bug::RecoveryStepsNotKept)) {
+            // A crash here must not begin again before what the replica has already.
+            lower.flush().await?;
+            store.write_tail(record.seq + 1).await?;
         }
     }
     // O1: on the backing for good before the log is given up.
@@ -119,12 +142,18 @@ async fn scan(store: &Store, superblock: &Superblock, bug: Option<Bug>) -> Resul
         records.extend(found.filter(|found| superblock.accepts(found.epoch, found.seq, bug)));
     }
     if bug == Some(Bug::StopsAtGap) {
-        records.sort_by_key(|record| record.seq);
-        let whole = (superblock.tail..)
-            .zip(&records)
-            .take_while(|(seq, record)| *seq == record.seq)
-            .count();
-        records.truncate(whole);
+        records = unbroken(records, superblock.tail);
     }
     Ok(records)
+}
+
+/// The records from the tail on up to the first that is missing.
+fn unbroken(mut records: Vec<Found>, tail: u64) -> Vec<Found> {
+    records.sort_by_key(|record| record.seq);
+    let whole = (tail..)
+        .zip(&records)
+        .take_while(|(seq, record)| *seq == record.seq)
+        .count();
+    records.truncate(whole);
+    records
 }

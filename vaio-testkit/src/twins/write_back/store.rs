@@ -128,6 +128,11 @@ impl Store {
         Err(too_often())
     }
 
+    /// Goes on with a log that is there.
+    pub(super) fn adopt(&mut self, epoch: u64) {
+        self.epoch = epoch;
+    }
+
     /// Starts the log anew, under an epoch of its own: durable when this returns. Before the
     /// first record.
     pub(super) async fn begin(&mut self, epoch: u64, tail: u64) -> Result<()> {
