@@ -6,6 +6,8 @@ pub mod explore;
 pub mod oracle;
 pub mod sim;
 pub mod stamp;
+#[cfg(feature = "proptest")]
+pub mod strategy;
 mod subject;
 pub mod tape;
 pub mod twins;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use vaio_core::{Capabilities, Descriptor, DeviceInfo, FilterFactory, FilterSpec, Promise, Support};
+use vaio_core::{
+    Capabilities, Descriptor, DeviceInfo, FilterFactory, FilterSpec, Promise, Support,
+};
 
 use crate::disk::BLOCK;
 
@@ -26,7 +28,7 @@ pub enum Target {
 }
 
 /// A device beside the lower device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Beside {
     /// As in the descriptor's needs.
     pub name: String,
@@ -93,9 +95,7 @@ impl Subject {
     }
 
     /// A filter that is made to a scale.
-    pub fn scaled(
-        make: impl Fn(Scale) -> Arc<dyn FilterFactory> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn scaled(make: impl Fn(Scale) -> Arc<dyn FilterFactory> + Send + Sync + 'static) -> Self {
         let descriptor = make(Scale::Tiny).descriptor();
         let beside = descriptor
             .needs
@@ -217,7 +217,11 @@ impl Subject {
         }
         let replica = || Target::Device("replica".into());
         let has_replica = self.beside.iter().any(|one| one.name == "replica");
-        let default = if has_replica { replica() } else { Target::Backing };
+        let default = if has_replica {
+            replica()
+        } else {
+            Target::Backing
+        };
         Some(self.target.clone().unwrap_or(default))
     }
 }

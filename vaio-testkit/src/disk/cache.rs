@@ -100,6 +100,12 @@ impl Media {
         &self.info
     }
 
+    /// The last moment that it knows of.
+    pub fn last_moment(&self) -> Moment {
+        let ends = |m: &Mutation| m.end.map_or(m.submit, |end| end.at);
+        self.pending().map(ends).max().unwrap_or(0)
+    }
+
     /// What a reader sees now.
     pub fn live(&self) -> &Image {
         &self.live

@@ -13,6 +13,7 @@ use super::{
     image::{Content, Image, mix},
     mutation::Mutation,
     spec::{CrashSpec, Piece, Survivors},
+    tier::Tier,
 };
 
 /// One way a crash may end. Belongs to the point that made it.
@@ -212,6 +213,12 @@ impl CrashPoint {
     /// Number of blocks of them.
     pub fn units(&self) -> usize {
         self.units.len()
+    }
+
+    /// The case in which everything that was pending is lost.
+    pub fn nothing_kept(&self) -> CrashCase {
+        let mut cases = self.cases(&[Tier::None], &mut |_| 0, &mut |_| true);
+        cases.pop().expect("one case")
     }
 
     /// The images of a case, one per disk, in the order in which the disks were given.

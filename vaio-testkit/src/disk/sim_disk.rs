@@ -38,6 +38,11 @@ pub const FINDINGS_MAX: usize = 64;
 pub struct Moments(Arc<AtomicU64>);
 
 impl Moments {
+    /// Moments after `at`: for media that have a past.
+    pub fn after(at: Moment) -> Self {
+        Self(Arc::new(AtomicU64::new(at)))
+    }
+
     /// The next moment; the first is 1.
     pub fn next(&self) -> Moment {
         self.0.fetch_add(1, Ordering::Relaxed) + 1
@@ -117,6 +122,11 @@ impl SimDisk {
     pub fn shared(self) -> Self {
         self.0.lock().is_shared = true;
         self
+    }
+
+    /// Where its moments come from.
+    pub fn moments(&self) -> &Moments {
+        &self.0.moments
     }
 
     /// Its name.

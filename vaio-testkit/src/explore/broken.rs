@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::{oracle::Violation, sim::Stuck};
+use crate::{
+    oracle::Violation,
+    sim::{Cause, Stuck},
+};
 
 /// Which promise was broken, and how one can see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,13 @@ impl From<Violation> for Broken {
 
 impl From<Stuck> for Broken {
     fn from(stuck: Stuck) -> Self {
-        Self::new(stuck.cause.name(), stuck.to_string())
+        let rule = match stuck.cause {
+            Cause::Deadlock => "deadlock",
+            Cause::Spin { .. } => "spin",
+            Cause::ForeignThread { .. } => "foreign-thread",
+            Cause::Panic { .. } => "panic",
+            Cause::TimeLimit | Cause::StepLimit => "no-progress",
+        };
+        Self::new(rule, stuck.to_string())
     }
 }

@@ -16,7 +16,10 @@ pub(super) fn check(lab: &Lab, disk: &Disk, rig: &Rig, belief: &Belief) -> Resul
     let info = disk.info();
     let whole = Extent::new(0, info.capacity);
     let dirty = disk.dirty_extents(Level::BackingDurable, whole);
-    let backing = rig.disk(BACKING).expect("there is a lower device").snapshot();
+    let backing = rig
+        .disk(BACKING)
+        .expect("there is a lower device")
+        .snapshot();
     let oracle = belief.oracle().clone();
     let values = values_of(backing.durable(), oracle.settings().blocks);
     let size = u64::from(info.logical_block);

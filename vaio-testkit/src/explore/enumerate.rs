@@ -46,7 +46,10 @@ impl Space {
     /// Every run, short workloads first.
     pub fn runs(&self) -> impl Iterator<Item = Small> + '_ {
         (1..=self.ops_max).flat_map(move |len| {
-            let workloads = self.alphabet.len().pow(u32::try_from(len).unwrap_or(u32::MAX));
+            let workloads = self
+                .alphabet
+                .len()
+                .pow(u32::try_from(len).unwrap_or(u32::MAX));
             (0..workloads).flat_map(move |number| self.of_workload(len, number))
         })
     }
@@ -70,18 +73,27 @@ impl Space {
             number /= self.alphabet.len();
         }
         ops.reverse();
-        self.depths.iter().filter(move |depth| len > 1 || **depth == 1).flat_map(move |depth| {
-            let plan = Plan::new(&self.case, Scale::Tiny, self.blocks, *depth, ops.clone());
-            let fifo = Small { plan: plan.clone(), seed: None };
-            let others = (0..self.schedules).map(move |seed| {
-                let mut plan = plan.clone();
-                plan.schedule = match seed % 4 {
-                    3 => Schedule::Pct { depth: 3 },
-                    _ => Schedule::Random,
+        self.depths
+            .iter()
+            .filter(move |depth| len > 1 || **depth == 1)
+            .flat_map(move |depth| {
+                let plan = Plan::new(&self.case, Scale::Tiny, self.blocks, *depth, ops.clone());
+                let fifo = Small {
+                    plan: plan.clone(),
+                    seed: None,
                 };
-                Small { plan, seed: Some(seed) }
-            });
-            std::iter::once(fifo).chain(others)
-        })
+                let others = (0..self.schedules).map(move |seed| {
+                    let mut plan = plan.clone();
+                    plan.schedule = match seed % 4 {
+                        3 => Schedule::Pct { depth: 3 },
+                        _ => Schedule::Random,
+                    };
+                    Small {
+                        plan,
+                        seed: Some(seed),
+                    }
+                });
+                std::iter::once(fifo).chain(others)
+            })
     }
 }

@@ -119,7 +119,8 @@ impl Guest<'_> {
             let stamps = oracle.stamps(id);
             (id, io_of(&op, &stamps, block))
         };
-        self.sim.note(None, "guest", u64::from(id.0), || format!("{id} {op}"));
+        self.sim
+            .note(None, "guest", u64::from(id.0), || format!("{id} {op}"));
         let result = self.disk.submit(io).await;
         let said = match &result {
             Ok(_) => "ok".to_owned(),
@@ -136,7 +137,9 @@ impl Guest<'_> {
             }
             Err(_) => Outcome::Err,
         };
-        self.sim.note(None, "ack", u64::from(id.0), || format!("{id} {op}: {said}"));
+        self.sim.note(None, "ack", u64::from(id.0), || {
+            format!("{id} {op}: {said}")
+        });
         self.belief.oracle().ack(id, outcome)?;
         self.sim.boundary("ack");
         Ok(())

@@ -11,6 +11,7 @@
 
 mod broken;
 mod dirty;
+pub mod enumerate;
 mod guest;
 pub mod plan;
 mod rig;
@@ -27,8 +28,8 @@ pub use broken::Broken;
 pub use guest::{Belief, Guest, IDLE, OnError};
 pub use plan::{Crash, CrashKind, Era, Plan, PlanError};
 pub use rig::{BACKING, Rig, RigSnapshot};
-pub use shrink::{Shrunk, TRIES_MAX, shrink};
 pub use run::{Failure, Ran, replay, run, run_in};
+pub use shrink::{Shrunk, TRIES_MAX, shrink};
 pub use state::{Left, State};
 pub use watch::{Seen, Work};
 

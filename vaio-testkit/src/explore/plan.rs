@@ -24,11 +24,7 @@
 
 use std::{fmt, fmt::Write as _, str::FromStr};
 
-use crate::{
-    Choices, GuestOp, Scale,
-    disk::CrashSpec,
-    sim::Schedule,
-};
+use crate::{Choices, GuestOp, Scale, disk::CrashSpec, sim::Schedule};
 
 /// Most operations of a plan.
 pub const OPS_MAX: usize = 10_000;
@@ -130,7 +126,11 @@ impl fmt::Display for Plan {
             Scale::Tiny => "tiny",
             Scale::Small => "small",
         };
-        writeln!(f, "scale {scale}\nblocks {}\ndepth {}", self.blocks, self.depth)?;
+        writeln!(
+            f,
+            "scale {scale}\nblocks {}\ndepth {}",
+            self.blocks, self.depth
+        )?;
         match self.schedule {
             Schedule::Fifo => writeln!(f, "schedule fifo")?,
             Schedule::Random => writeln!(f, "schedule random")?,
@@ -188,7 +188,9 @@ impl FromStr for Plan {
             };
             if !has_head {
                 if line != "vaio-plan 1" {
-                    return Err(wrong("not a plan of version 1, begin with `vaio-plan 1`".into()));
+                    return Err(wrong(
+                        "not a plan of version 1, begin with `vaio-plan 1`".into(),
+                    ));
                 }
                 has_head = true;
                 continue;
@@ -202,10 +204,12 @@ impl FromStr for Plan {
         if !has_head {
             return Err(end);
         }
-        plan.choices = choices.parse().map_err(|error: crate::ChoicesError| PlanError {
-            line: error.line,
-            reason: error.reason,
-        })?;
+        plan.choices = choices
+            .parse()
+            .map_err(|error: crate::ChoicesError| PlanError {
+                line: error.line,
+                reason: error.reason,
+            })?;
         Ok(plan)
     }
 }
@@ -215,7 +219,9 @@ impl Plan {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         let rest = rest.trim();
         let number = |max: u64| {
-            let value: u64 = rest.parse().map_err(|_| format!("{word} is a number, text={rest}"))?;
+            let value: u64 = rest
+                .parse()
+                .map_err(|_| format!("{word} is a number, text={rest}"))?;
             match value {
                 0 => Err(format!("{word} is at least 1")),
                 value if value > max => Err(format!("{word} is at most {max}, value={value}")),
@@ -263,7 +269,10 @@ impl Plan {
             Some("kill") => CrashKind::Kill,
             _ => return Err(SHAPE.into()),
         };
-        let after = words.next().and_then(|word| word.parse().ok()).ok_or(SHAPE)?;
+        let after = words
+            .next()
+            .and_then(|word| word.parse().ok())
+            .ok_or(SHAPE)?;
         let spec = match words.next() {
             Some(text) => Some(text.parse().map_err(|error| format!("{error}"))?),
             None => None,

@@ -1,10 +1,8 @@
 //! [`Rig`]: the media of one filter under test, and how a host opens a disk over them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use vaio_core::{
-    Disk, DiskSettings, Error, FilterRegistry, Policy, Rt,
-};
+use vaio_core::{Disk, DiskSettings, Error, FilterRegistry, Policy, Rt};
 
 use crate::{
     Scale, Subject,
@@ -72,7 +70,8 @@ impl Rig {
         sidecar: Option<bytes::Bytes>,
     ) -> Self {
         let names = std::iter::once(BACKING).chain(subject.beside().iter().map(|one| &*one.name));
-        let moments = Moments::default();
+        let past = media.iter().map(Media::last_moment).max().unwrap_or(0);
+        let moments = Moments::after(past);
         let disks = names
             .zip(media)
             .map(|(name, media)| SimDisk::new(sim, &moments, name, media))
@@ -107,7 +106,7 @@ impl Rig {
         let registry = FilterRegistry::default().with_shared(self.subject.factory(self.scale));
         Disk::builder(self.disks[0].handle(host), rt)
             .name("disk")
-            .settings(DiskSettings::default())
+            .settings(patient())
             .sidecar(self.sidecar.handle(host))
             .devices(Arc::new(SimDevices::new(host, beside)))
             .policy(Policy::empty().with(spec), registry)
@@ -135,7 +134,10 @@ impl Rig {
 
     /// Names of the disks, in order.
     pub fn names(&self) -> Vec<Arc<str>> {
-        self.disks.iter().map(|disk| Arc::from(disk.name())).collect()
+        self.disks
+            .iter()
+            .map(|disk| Arc::from(disk.name()))
+            .collect()
     }
 
     /// The world.
@@ -149,6 +151,15 @@ impl RigSnapshot {
     pub fn crash_point(&self, names: &[Arc<str>]) -> CrashPoint {
         CrashPoint::new(names.iter().map(|name| &**name).zip(&self.disks))
     }
+}
+
+/// Time is an adversary here: IO that takes long by the virtual clock is not a fault.
+fn patient() -> DiskSettings {
+    let mut settings = DiskSettings::default();
+    settings.stall_report_after = Duration::from_hours(1);
+    settings.stall_fail_after = Duration::from_hours(2);
+    settings.lifecycle_timeout = Duration::from_mins(10);
+    settings
 }
 
 fn sizes(subject: &Subject, scale: Scale, blocks: u64) -> impl Iterator<Item = u64> {

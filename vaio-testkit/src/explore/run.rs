@@ -1,5 +1,7 @@
 //! A run: a plan, carried out in a simulated world, era by era.
 
+use std::time::Duration;
+
 use futures::future::{Either, select};
 use vaio_core::Disk;
 
@@ -11,8 +13,12 @@ use crate::{
     Family, GuestOp, Tape,
     disk::{Fill, Tier},
     oracle::{Oracle, OracleSettings},
-    sim::{Host, Sim},
+    sim::{Host, Limits, Sim},
 };
+
+/// How far a kick lets the clock jump: beyond the intervals of background work at test scale, and
+/// far below the limits that the framework puts on what hangs.
+const KICK_MAX: Duration = Duration::from_millis(250);
 
 /// A plan that broke a promise.
 #[derive(Clone, Debug)]
@@ -55,6 +61,10 @@ pub fn run(lab: &Lab, plan: &Plan, tape: &Tape, seen: &mut Seen) -> Ran {
 
 /// As [`run`], in a world that the caller looks at.
 pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
+    sim.set_limits(Limits {
+        kick_max: KICK_MAX,
+        ..Limits::default()
+    });
     let rig = Rig::new(sim, &lab.subject, plan.scale, plan.blocks, Fill::Zero);
     let descriptor = lab.subject.descriptor();
     let settings = OracleSettings {
@@ -70,7 +80,14 @@ pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
             observer.boundary();
         }
     });
-    let run = Run { lab, plan, sim, rig: &rig, belief: &belief, watch: &watch };
+    let run = Run {
+        lab,
+        plan,
+        sim,
+        rig: &rig,
+        belief: &belief,
+        watch: &watch,
+    };
     let result = run.eras();
     watch.end();
     let (found, mut work, known) = watch.take();
@@ -103,7 +120,12 @@ fn failure_of(
         });
     }
     let broken = result.err()?;
-    Some(Failure { broken, plan, boundary: None, kind: CrashKind::Power })
+    Some(Failure {
+        broken,
+        plan,
+        boundary: None,
+        kind: CrashKind::Power,
+    })
 }
 
 struct Run<'a> {
@@ -160,8 +182,15 @@ impl Run<'_> {
         is_last: bool,
     ) -> Result<Disk, Broken> {
         let disk = self.rig.open(host).await.map_err(|error| {
-            let rule = if after_crash { "recovery-failed" } else { "open-failed" };
-            Broken::new(rule, format!("the disk does not open\n  {}", error.to_line()))
+            let rule = if after_crash {
+                "recovery-failed"
+            } else {
+                "open-failed"
+            };
+            Broken::new(
+                rule,
+                format!("the disk does not open\n  {}", error.to_line()),
+            )
         })?;
         let guest = self.guest(&disk);
         if after_crash {
@@ -176,13 +205,28 @@ impl Run<'_> {
     }
 
     fn guest<'a>(&'a self, disk: &'a Disk) -> Guest<'a> {
-        let on_error = if self.lab.checks.faults { OnError::Allowed } else { OnError::Broken };
-        Guest { sim: self.sim, disk, belief: self.belief, depth: self.plan.depth, on_error }
+        let on_error = if self.lab.checks.faults {
+            OnError::Allowed
+        } else {
+            OnError::Broken
+        };
+        Guest {
+            sim: self.sim,
+            disk,
+            belief: self.belief,
+            depth: self.plan.depth,
+            on_error,
+        }
     }
 
     /// What a device was asked that no device may be asked.
     fn findings(&self) -> Result<(), Broken> {
-        match self.rig.disks().iter().find_map(|disk| disk.findings().first().cloned()) {
+        match self
+            .rig
+            .disks()
+            .iter()
+            .find_map(|disk| disk.findings().first().cloned())
+        {
             Some(finding) => Err(Broken::new("contract-below", finding)),
             None => Ok(()),
         }
@@ -231,7 +275,13 @@ impl Run<'_> {
         }
         let host = self.sim.host("again");
         let disk = self.sim.run(self.rig.open(&host))?.map_err(|error| {
-            Broken::new("open-failed", format!("the disk does not open after a clean close\n  {}", error.to_line()))
+            Broken::new(
+                "open-failed",
+                format!(
+                    "the disk does not open after a clean close\n  {}",
+                    error.to_line()
+                ),
+            )
         })?;
         self.sim.run(self.guest(&disk).read_all())??;
         host.kill();
@@ -241,15 +291,21 @@ impl Run<'_> {
     /// After a clean close the lower device, read without the filter, is what the guest wrote; all
     /// of it durable.
     fn backing_equals_model(&self) -> Result<(), Broken> {
-        let backing = self.rig.disk(BACKING).expect("there is a lower device").snapshot();
+        let backing = self
+            .rig
+            .disk(BACKING)
+            .expect("there is a lower device")
+            .snapshot();
         let values = values_of(backing.durable(), self.plan.blocks);
         let mut oracle = self.belief.oracle().clone();
         for (block, value) in (0..).zip(values) {
             oracle.observe(block, value).map_err(|violation| {
-                Broken::new("close-lost", format!("after a clean close the lower device alone\n{violation}"))
+                Broken::new(
+                    "close-lost",
+                    format!("after a clean close the lower device alone\n{violation}"),
+                )
             })?;
         }
         Ok(())
     }
 }
-

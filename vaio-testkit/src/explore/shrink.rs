@@ -154,7 +154,12 @@ impl<F: FnMut(&Plan) -> Option<Plan>> Shrinker<F> {
             return;
         }
         for family in Family::ALL {
-            if self.plan.choices.iter().any(|(key, _)| key.family == family) {
+            if self
+                .plan
+                .choices
+                .iter()
+                .any(|(key, _)| key.family == family)
+            {
                 self.try_change(|plan| plan.choices.retain(|key, _| key.family != family));
             }
         }
@@ -185,7 +190,11 @@ impl<F: FnMut(&Plan) -> Option<Plan>> Shrinker<F> {
     }
 
     fn keys(&self) -> Vec<Key> {
-        self.plan.choices.iter().map(|(key, _)| key.clone()).collect()
+        self.plan
+            .choices
+            .iter()
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     fn depth_and_schedule(&mut self) {
@@ -268,21 +277,30 @@ fn simpler(op: &GuestOp) -> Vec<GuestOp> {
         }
         GuestOp::WriteZeroes { fua, may_unmap, .. } => {
             found.push(write(block, count, fua));
-            found.extend(places(block, count).map(|(block, count)| GuestOp::WriteZeroes {
+            found.extend(
+                places(block, count).map(|(block, count)| GuestOp::WriteZeroes {
+                    block,
+                    count,
+                    may_unmap: false,
+                    fua: false,
+                }),
+            );
+            found.extend(
+                places(block, count).map(|(block, count)| GuestOp::WriteZeroes {
+                    block,
+                    count,
+                    may_unmap,
+                    fua,
+                }),
+            );
+        }
+        GuestOp::Discard { fua, .. } => {
+            found.push(GuestOp::WriteZeroes {
                 block,
                 count,
                 may_unmap: false,
-                fua: false,
-            }));
-            found.extend(places(block, count).map(|(block, count)| GuestOp::WriteZeroes {
-                block,
-                count,
-                may_unmap,
                 fua,
-            }));
-        }
-        GuestOp::Discard { fua, .. } => {
-            found.push(GuestOp::WriteZeroes { block, count, may_unmap: false, fua });
+            });
             found.extend(places(block, count).map(|(block, count)| GuestOp::Discard {
                 block,
                 count,
@@ -311,16 +329,26 @@ fn places(block: u64, count: u64) -> impl Iterator<Item = (u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Scale, explore::plan::{Crash, Era}};
+    use crate::{
+        Scale,
+        explore::plan::{Crash, Era},
+    };
 
     fn write(block: u64) -> GuestOp {
-        GuestOp::Write { block, count: 2, fua: true }
+        GuestOp::Write {
+            block,
+            count: 2,
+            fua: true,
+        }
     }
 
     /// Fails while block 7 is written before a flush in the era that follows a crash.
     fn fails(plan: &Plan) -> Option<Plan> {
         let era = plan.eras.get(1)?;
-        let wrote = era.ops.iter().position(|op| op.name() == "write" && op.blocks().contains(&7))?;
+        let wrote = era
+            .ops
+            .iter()
+            .position(|op| op.name() == "write" && op.blocks().contains(&7))?;
         let flushed = era.ops.iter().rposition(|op| *op == GuestOp::Flush)?;
         let kicked = plan.choices.get(Family::Kick, "timer", 2) > 0;
         (wrote < flushed && kicked).then(|| plan.clone())
@@ -334,20 +362,45 @@ mod tests {
         let mut end = noise.clone();
         end.push(GuestOp::Flush);
         end.extend(noise.clone());
-        let crash = Crash { kind: CrashKind::Kill, after: 9, spec: None };
+        let crash = Crash {
+            kind: CrashKind::Kill,
+            after: 9,
+            spec: None,
+        };
         plan.eras = (0..4)
-            .map(|_| Era { ops: noise.clone(), crash: Some(crash.clone()) })
+            .map(|_| Era {
+                ops: noise.clone(),
+                crash: Some(crash.clone()),
+            })
             .collect();
-        plan.eras.push(Era { ops: end, crash: None });
+        plan.eras.push(Era {
+            ops: end,
+            crash: None,
+        });
         for nth in 0..40 {
             for (family, name) in [(Family::Kick, "timer"), (Family::Event, "disk.write")] {
-                plan.choices.set(Key { family, name: name.into(), nth }, 1 + nth % 3);
+                plan.choices.set(
+                    Key {
+                        family,
+                        name: name.into(),
+                        nth,
+                    },
+                    1 + nth % 3,
+                );
             }
         }
         let shrunk = shrink(plan, TRIES_MAX, fails);
-        assert_eq!((shrunk.plan.eras.len(), shrunk.plan.ops()), (2, 2), "{}", shrunk.plan);
+        assert_eq!(
+            (shrunk.plan.eras.len(), shrunk.plan.ops()),
+            (2, 2),
+            "{}",
+            shrunk.plan
+        );
         assert_eq!(shrunk.plan.choices.to_string(), "choose kick timer#2 = 1\n");
-        assert_eq!((shrunk.plan.depth, shrunk.plan.schedule), (1, Schedule::Fifo));
+        assert_eq!(
+            (shrunk.plan.depth, shrunk.plan.schedule),
+            (1, Schedule::Fifo)
+        );
         assert_eq!(shrunk.plan.eras[1].ops[0].to_string(), "write 7 1");
         assert!(shrunk.tries < 400, "tries={}", shrunk.tries);
     }

@@ -5,7 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vaio_core::Disk;
 
-use super::{Broken, Checks, Lab, guest::{Belief, Guest, OnError}, rig::{Rig, RigSnapshot}};
+use super::{
+    Broken, Checks, Lab,
+    guest::{Belief, Guest, OnError},
+    rig::{Rig, RigSnapshot},
+};
 use crate::{
     GuestOp, Scale, Tape,
     disk::{CrashPoint, Image, Media, Tier},
@@ -54,9 +58,7 @@ impl State {
     pub fn check_in(self, lab: &Lab, sim: &Sim) -> Result<u64, Broken> {
         let subject = &lab.subject;
         let rig = match self.left {
-            Left::Images(images) => {
-                Rig::of_images(sim, subject, self.scale, images, self.sidecar)
-            }
+            Left::Images(images) => Rig::of_images(sim, subject, self.scale, images, self.sidecar),
             Left::Media(media) => Rig::of_media(sim, subject, self.scale, media, self.sidecar),
         };
         let before = lab.checks.recovery_crash.then(|| self.oracle.clone());
@@ -96,7 +98,11 @@ fn second_era(
 ) -> Result<(), Broken> {
     let blocks = belief.oracle().settings().blocks;
     let guest = guest(sim, &disk, belief);
-    let write = GuestOp::Write { block: variant % blocks, count: 1, fua: false };
+    let write = GuestOp::Write {
+        block: variant % blocks,
+        count: 1,
+        fua: false,
+    };
     run(sim, async {
         // One state in four is cut off as it is: what was read must be durable by itself.
         if variant / blocks % 4 != 3 {
@@ -107,7 +113,7 @@ fn second_era(
     })?;
     host.kill();
     drop(disk);
-    rig.lose_power(CrashPoint::none);
+    rig.lose_power(CrashPoint::nothing_kept);
     belief.oracle().crash();
     let host = sim.host("second-era");
     let disk = open(sim, rig, &host)?;
@@ -118,14 +124,23 @@ fn second_era(
 }
 
 fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
-    Guest { sim, disk, belief, depth: 1, on_error: OnError::Broken }
+    Guest {
+        sim,
+        disk,
+        belief,
+        depth: 1,
+        on_error: OnError::Broken,
+    }
 }
 
 fn open(sim: &Sim, rig: &Rig, host: &Host) -> Result<Disk, Broken> {
     sim.run(rig.open(host))?.map_err(|error| {
         Broken::new(
             "recovery-failed",
-            format!("the disk does not open after the crash\n  {}", error.to_line()),
+            format!(
+                "the disk does not open after the crash\n  {}",
+                error.to_line()
+            ),
         )
     })
 }
@@ -170,7 +185,10 @@ fn crashes_in_recovery(
 ) -> Result<u64, Broken> {
     let inner = Lab {
         subject: Arc::clone(&lab.subject),
-        checks: Checks { recovery_crash: false, ..lab.checks.clone() },
+        checks: Checks {
+            recovery_crash: false,
+            ..lab.checks.clone()
+        },
     };
     let seen = std::mem::take(&mut *watched.0.lock().unwrap_or_else(PoisonError::into_inner));
     let (_, snapshots, names) = seen;

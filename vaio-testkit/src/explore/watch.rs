@@ -107,7 +107,10 @@ impl Watch {
         let (signal, broken_off) = oneshot::channel();
         let mut inner = self.lock();
         inner.boundary = 0;
-        inner.due = crash_after.map(|after| Due { after, host: host.clone() });
+        inner.due = crash_after.map(|after| Due {
+            after,
+            host: host.clone(),
+        });
         inner.explores = explores;
         inner.signal = Some(signal);
         broken_off
@@ -131,7 +134,11 @@ impl Watch {
         let mut inner = self.lock();
         inner.boundary += 1;
         inner.work.boundaries += 1;
-        if inner.due.as_ref().is_some_and(|due| inner.boundary >= due.after.max(1)) {
+        if inner
+            .due
+            .as_ref()
+            .is_some_and(|due| inner.boundary >= due.after.max(1))
+        {
             if let Some(due) = inner.due.take() {
                 due.host.kill();
             }
@@ -171,7 +178,12 @@ impl Inner {
     }
 
     fn found(&self, broken: Broken, kind: CrashKind, spec: Option<CrashSpec>) -> Found {
-        Found { broken, kind, spec, boundary: self.boundary }
+        Found {
+            broken,
+            kind,
+            spec,
+            boundary: self.boundary,
+        }
     }
 
     fn power(&mut self) -> Result<(), Found> {
@@ -187,7 +199,11 @@ impl Inner {
                 seen.insert(mix(salt, hash))
             });
             for case in cases {
-                let state = self.state(Left::Images(point.images(&case)), sidecar.clone(), case.hash);
+                let state = self.state(
+                    Left::Images(point.images(&case)),
+                    sidecar.clone(),
+                    case.hash,
+                );
                 let checked = state.check(&self.lab);
                 self.work.states += checked.map_err(|broken| {
                     self.found(broken, CrashKind::Power, Some(point.spec(&case)))
@@ -202,11 +218,16 @@ impl Inner {
         let snapshot = self.rig.snapshot();
         let legal = self.belief.oracle().legal_hash();
         for landing in [Landing::Lost, Landing::Lands] {
-            let media: Vec<Media> = self.rig.disks().iter().map(|disk| {
-                let mut media = disk.media();
-                media.kill(disk.moments().next(), |_| landing);
-                media
-            }).collect();
+            let media: Vec<Media> = self
+                .rig
+                .disks()
+                .iter()
+                .map(|disk| {
+                    let mut media = disk.media();
+                    media.kill(disk.moments().next(), |_| landing);
+                    media
+                })
+                .collect();
             let live = media.iter().fold(legal, |sum, media| {
                 mix(mix(sum, media.live().hash()), media.durable().hash())
             });
@@ -226,7 +247,13 @@ impl Inner {
     fn state(&self, left: Left, sidecar: Option<bytes::Bytes>, variant: u64) -> State {
         let mut oracle = self.belief.oracle().clone();
         oracle.crash();
-        State { left, sidecar, oracle, scale: self.scale, variant }
+        State {
+            left,
+            sidecar,
+            oracle,
+            scale: self.scale,
+            variant,
+        }
     }
 
     /// The target of an ordered promise is a cut, alone, whatever a crash leaves of it.
@@ -238,11 +265,20 @@ impl Inner {
             Target::Backing => super::BACKING,
             Target::Device(name) => name,
         };
-        let disk = self.rig.disk(name).expect("the subject's target is one of its devices");
+        let disk = self
+            .rig
+            .disk(name)
+            .expect("the subject's target is one of its devices");
         let snapshot = disk.snapshot();
         let point = crate::disk::CrashPoint::new([(name, &snapshot)]);
         let oracle = self.belief.oracle().clone();
-        let tiers = [Tier::None, Tier::All, Tier::DropOne, Tier::KeepOne, Tier::Prefix];
+        let tiers = [
+            Tier::None,
+            Tier::All,
+            Tier::DropOne,
+            Tier::KeepOne,
+            Tier::Prefix,
+        ];
         let salt = mix(oracle.legal_hash(), u64::from(self.boundary) ^ 0x7a76);
         let seen = &mut self.seen.0;
         let cases = point.cases(&tiers, &mut |_| 0, &mut |hash| seen.insert(mix(salt, hash)));
