@@ -467,7 +467,7 @@ fn dropping_the_world_frees_every_cycle() {
         clone.event(None, "never").await;
     });
     let held = dropped();
-    let _ = sim.event_with(None, "io", move || drop(held)).detach();
+    drop(sim.event_with(None, "io", move || drop(held)).detach());
     let (held, clone) = (dropped(), sim.clone());
     sim.on_event(move |_| {
         let _held = (&held, &clone);

@@ -197,7 +197,10 @@ impl fmt::Display for Difference {
         write!(f, "  second run:  {}", show(&self.second))?;
         let chose = |event: &Option<TraceEvent>| event.as_ref().map(|event| event.choices);
         if chose(&self.first) != chose(&self.second) {
-            write!(f, "\n  between these they asked the tape other questions, or got other answers")?;
+            write!(
+                f,
+                "\n  between these they asked the tape other questions, or got other answers"
+            )?;
         }
         Ok(())
     }
