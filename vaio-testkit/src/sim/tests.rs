@@ -533,6 +533,49 @@ fn notes_are_hashed_always_and_written_only_when_the_trace_is_on() {
     assert_ne!(quiet.trace().hash(), loud.trace().hash());
 }
 
+#[test]
+fn waker_of_an_ended_task_wakes_no_other() {
+    let sim = world();
+    let old: Arc<Mutex<Option<std::task::Waker>>> = Arc::default();
+    let keep = Arc::clone(&old);
+    sim.spawn(
+        "old",
+        std::future::poll_fn(move |cx| {
+            *lock(&keep) = Some(cx.waker().clone());
+            Poll::Ready(())
+        }),
+    );
+    sim.run(yield_now()).unwrap();
+    let polls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&polls);
+    sim.spawn(
+        "new",
+        std::future::poll_fn(move |_| {
+            count.fetch_add(1, Relaxed);
+            Poll::Pending
+        }),
+    );
+    let places = sim.shared.lock().places();
+    assert_eq!(places, 2, "the new task has the old one's place");
+    sim.run(yield_now()).unwrap();
+    lock(&old).as_ref().unwrap().wake_by_ref();
+    sim.run(sim.sleep(ms(1))).unwrap();
+    assert_eq!(polls.load(Relaxed), 1);
+}
+
+#[test]
+fn places_of_tasks_killed_while_parked_are_used_again() {
+    let sim = world();
+    let mut host = sim.host("a");
+    for _ in 0..10 {
+        host.pause();
+        host.spawn("parked", yield_now());
+        sim.run(sim.sleep(ms(1))).unwrap();
+        host = host.restart();
+    }
+    assert_eq!(sim.shared.lock().places(), 2);
+}
+
 /// A few tasks on two hosts that wait for each other, timers and events.
 fn busy(tape: Tape, schedule: Schedule, records: bool, odd: bool) -> Sim {
     let sim = Sim::new(tape, schedule);
