@@ -576,6 +576,30 @@ fn places_of_tasks_killed_while_parked_are_used_again() {
     assert_eq!(sim.shared.lock().places(), 2);
 }
 
+#[test]
+fn timer_of_a_dead_host_does_not_move_the_clock() {
+    let sim = world();
+    let host = sim.host("a");
+    let mut timer = host.rt().sleep(ms(7));
+    sim.run(async {
+        assert!(futures::future::poll_immediate(&mut timer).await.is_none());
+    })
+    .unwrap();
+    host.kill();
+    let stuck = sim.run(timer).unwrap_err();
+    assert_eq!(
+        (stuck.cause, stuck.at),
+        (Cause::Deadlock, Instant::default())
+    );
+}
+
+#[test]
+fn choice_that_changes_no_step_changes_the_hash() {
+    let (a, b) = (world(), world());
+    a.tape().choose(2, crate::Family::Fault, "eio");
+    assert_ne!(a.trace().hash(), b.trace().hash());
+}
+
 /// A few tasks on two hosts that wait for each other, timers and events.
 fn busy(tape: Tape, schedule: Schedule, records: bool, odd: bool) -> Sim {
     let sim = Sim::new(tape, schedule);
