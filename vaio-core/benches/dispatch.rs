@@ -12,6 +12,8 @@
 //! no hardware counters in most VMs: count instructions with `valgrind --tool=callgrind`.
 //!
 //! * `raw_dyn_ns`: `dyn BlockDevice::submit` of a 4 KiB read, the device answers at once.
+//! * `bare_layer_ns`: a layer of nothing but one `async_trait` call that passes on, mean of 8: the
+//!   floor under `active_layer_ns` on the machine at hand.
 //! * `port_qd1_ns`, `port_qd32_ns`: what a port adds to that, at depth 1 and 32.
 //! * `port_qd32_pending_ns`: the same over a device that is pending once, so that all 32 are in
 //!   flight and every one is woken (less the same device polled twice).
@@ -148,6 +150,30 @@ impl BlockDevice for Yielding {
     }
 }
 
+/// A device around a device that only passes on: what `async_trait` alone costs per layer, with
+/// no chain, check, containment or count.
+#[derive(Debug)]
+struct Bare(Arc<dyn BlockDevice>);
+
+#[async_trait]
+impl BlockDevice for Bare {
+    fn info(&self) -> DeviceInfo {
+        self.0.info()
+    }
+
+    async fn submit(&self, io: Io) -> Result<Reply> {
+        self.0.submit(io).await
+    }
+
+    async fn allocation(&self, range: Extent) -> Result<AllocationMap> {
+        self.0.allocation(range).await
+    }
+}
+
+fn bare(device: &Arc<dyn BlockDevice>, layers: usize) -> Arc<dyn BlockDevice> {
+    (0..layers).fold(Arc::clone(device), |below, _| Arc::new(Bare(below)))
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Observing,
@@ -226,6 +252,12 @@ fn quick(runtime: &tokio::runtime::Runtime) {
     };
     let null: Arc<dyn BlockDevice> = Arc::new(NullDisk::new(1 << 30));
     println!("least raw_dyn {:.1}", least(&mut |n| raw(null.as_ref(), n)));
+    let layered = bare(&null, 8);
+    let (one, nine) = (
+        least(&mut |n| raw(null.as_ref(), n)),
+        least(&mut |n| raw(layered.as_ref(), n)),
+    );
+    println!("least bare_layer {:.1}", (nine - one) / 8.0);
     for (label, kind) in [
         ("active", Kind::Observing),
         ("owned", Kind::Owning),
@@ -292,7 +324,12 @@ fn main() {
 
     let null: Arc<dyn BlockDevice> = Arc::new(NullDisk::new(1 << 30));
     let yielding: Arc<dyn BlockDevice> = Arc::new(Yielding(NullDisk::new(1 << 30)));
-    for (name, device) in [("raw_dyn", &null), ("raw_yielding", &yielding)] {
+    let layered = bare(&null, 8);
+    for (name, device) in [
+        ("raw_dyn", &null),
+        ("raw_dyn_bare_8", &layered),
+        ("raw_yielding", &yielding),
+    ] {
         criterion.bench_function(name, |b| {
             b.iter_custom(|n| timed(&results, name, n, |n| raw(device.as_ref(), n)));
         });
@@ -338,6 +375,10 @@ fn main() {
     };
     let figure = |name: &str, value: f64| println!("figure {name} {value:.1} ns");
     figure("raw_dyn_ns", median("raw_dyn"));
+    figure(
+        "bare_layer_ns",
+        (median("raw_dyn_bare_8") - median("raw_dyn")) / 8.0,
+    );
     figure("port_qd1_ns", median("port_qd1") - median("raw_dyn"));
     figure("port_qd32_ns", median("port_qd32") - median("raw_dyn"));
     figure(

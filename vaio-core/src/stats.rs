@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -23,21 +23,12 @@ const SUB_BITS: u32 = SUB.ilog2();
 const BUCKETS: usize = SUB * (64 - SUB_BITS as usize + 1);
 
 /// A log-linear histogram of durations in nanoseconds, fed from any thread.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Histogram {
-    buckets: Box<[AtomicU64; BUCKETS]>,
+    /// 4 KiB, made for the first value: a disk has a dozen histograms, most of them never fed.
+    buckets: OnceLock<Box<[AtomicU64; BUCKETS]>>,
     sum: AtomicU64,
     max: AtomicU64,
-}
-
-impl Default for Histogram {
-    fn default() -> Self {
-        Self {
-            buckets: Box::new(std::array::from_fn(|_| AtomicU64::new(0))),
-            sum: AtomicU64::new(0),
-            max: AtomicU64::new(0),
-        }
-    }
 }
 
 fn bucket_of(nanos: u64) -> usize {
@@ -63,18 +54,18 @@ fn bucket_top(bucket: usize) -> u64 {
 impl Histogram {
     /// Adds one value.
     pub fn record(&self, nanos: u64) {
-        self.buckets[bucket_of(nanos)].fetch_add(1, Relaxed);
+        let buckets = self
+            .buckets
+            .get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))));
+        buckets[bucket_of(nanos)].fetch_add(1, Relaxed);
         self.sum.fetch_add(nanos, Relaxed);
         self.max.fetch_max(nanos, Relaxed);
     }
 
     /// What it holds now.
     pub fn snapshot(&self) -> Quantiles {
-        let counts: Vec<u64> = self
-            .buckets
-            .iter()
-            .map(|bucket| bucket.load(Relaxed))
-            .collect();
+        let buckets = self.buckets.get().map_or(&[][..], |all| &all[..]);
+        let counts: Vec<u64> = buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
         let count: u64 = counts.iter().sum();
         let max_ns = self.max.load(Relaxed);
         let quantile = |per_mille: u64| {

@@ -13,8 +13,10 @@
 //! hole, fast), cache and block status with `base:allocation` and registered
 //! [`MetaContext`]s; several exports; STARTTLS. Everything runs on the thread that polls the disk.
 //!
-//! Not done: hole chunks in read replies (holes are sent as zeroes; clients that want to skip them
-//! ask for block status), and the withdrawn parts of the protocol.
+//! A read of zeroes alone is answered with a hole chunk, where the client takes chunks: its length
+//! goes over the wire, not its bytes.
+//!
+//! Not done: the withdrawn parts of the protocol.
 
 mod connection;
 mod context;

@@ -6,7 +6,8 @@ use super::{
     outbox::Outbox,
     plan::errno,
     proto::{
-        Errno, ReplyMode, StatusChunk, encode_done, encode_error, encode_read_header, encode_status,
+        Errno, ReplyMode, StatusChunk, encode_done, encode_error, encode_read_header,
+        encode_read_hole, encode_status,
     },
     slots::Slot,
 };
@@ -27,8 +28,12 @@ impl Replies {
         match result {
             Ok(Reply::Data(data)) if data.len() == slot.held => {
                 let len = u32::try_from(data.len()).expect("a read is at most the largest block");
-                encode_read_header(self.mode, slot.cookie, slot.offset, len, out.head());
-                out.data(data);
+                if self.mode != ReplyMode::Simple && is_zero(&data) {
+                    encode_read_hole(self.mode, slot.cookie, slot.offset, len, out.head());
+                } else {
+                    encode_read_header(self.mode, slot.cookie, slot.offset, len, out.head());
+                    out.data(data);
+                }
             }
             Ok(Reply::Done) => encode_done(self.mode, slot.cookie, slot.offset, out.head()),
             // The port checks replies; a short one on the wire would put the client out of sync.
@@ -68,5 +73,26 @@ impl Replies {
             text,
             out.head(),
         );
+    }
+}
+
+/// Whether there is data and all of it is zero. Ends at the first byte that is not.
+fn is_zero(data: &[u8]) -> bool {
+    data.first() == Some(&0) && data[1..] == data[..data.len() - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_zero_at_any_place_of_another_byte_is_false() {
+        let mut data = [0; 97];
+        assert!(is_zero(&data) && is_zero(&data[..1]) && !is_zero(&[]));
+        for at in 0..data.len() {
+            data[at] = 1;
+            assert!(!is_zero(&data), "{at}");
+            data[at] = 0;
+        }
     }
 }

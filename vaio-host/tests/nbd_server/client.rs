@@ -8,9 +8,9 @@ use std::{
 };
 
 use vaio_host::nbd::proto::{
-    ChunkHeader, ClientOption, Command, ErrorChunk, Greeting, Info, InfoRequest, InfoType,
-    MetaQuery, OptionReply, Parsed, ProtoError, ReplyHeader, ReplyMode, Request,
-    client_flags_encode, handshake_flag, option_reply_parse,
+    ChunkHeader, ChunkKind, ClientOption, Command, ErrorChunk, Greeting, HoleChunk, Info,
+    InfoRequest, InfoType, MetaQuery, OptionReply, Parsed, ProtoError, ReplyHeader, ReplyMode,
+    Request, client_flags_encode, handshake_flag, option_reply_parse,
 };
 
 pub struct Client<S = UnixStream> {
@@ -180,7 +180,12 @@ impl<S: Read + Write> Client<S> {
             }
             ReplyHeader::Chunk(header) => {
                 let content = self.take(usize::try_from(header.len).unwrap());
-                let data = content.get(8..).unwrap_or_default().to_vec();
+                let data = match header.kind {
+                    ChunkKind::OffsetHole => {
+                        vec![0; HoleChunk::decode(&content).unwrap().len as usize]
+                    }
+                    _ => content.get(8..).unwrap_or_default().to_vec(),
+                };
                 (Reply::Chunk { header, content }, data)
             }
         }

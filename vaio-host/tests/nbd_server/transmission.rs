@@ -83,11 +83,17 @@ fn every_command_works_in_every_mode() {
 }
 
 #[test]
-fn extended_replies_repeat_cookie_and_offset() {
+fn extended_replies_repeat_cookie_and_offset_and_zeroes_are_a_hole() {
     let server = Plan::ram(1).start();
     let mut client = Client::open(&server.socket, ReplyMode::Extended);
+    // One byte that is not zero is enough for a data chunk.
+    let mut data = [0; 512];
+    data[511] = 1;
+    let written = client.call(request(Command::Write, 4096, 512), &data);
+    assert_eq!(written.0, 0);
     for (call, kind) in [
-        (request(Command::Read, 512, 512), ChunkKind::OffsetData),
+        (request(Command::Read, 512, 512), ChunkKind::OffsetHole),
+        (request(Command::Read, 4096, 512), ChunkKind::OffsetData),
         (request(Command::Trim, 1024, 512), ChunkKind::None),
         (request(Command::Read, 1 << 40, 512), ChunkKind::Error),
     ] {

@@ -29,7 +29,7 @@ pub use option::{
 };
 pub use reply::{
     ChunkHeader, ChunkKind, ErrorChunk, HoleChunk, ReplyHeader, StatusChunk, StatusExtent,
-    encode_done, encode_error, encode_read_header, encode_simple, encode_status,
+    encode_done, encode_error, encode_read_header, encode_read_hole, encode_simple, encode_status,
 };
 pub use request::{Request, StatusPayload};
 

@@ -392,6 +392,24 @@ pub fn encode_read_header(mode: ReplyMode, cookie: u64, offset: u64, len: u32, o
     out.extend_from_slice(&offset.to_be_bytes());
 }
 
+/// Appends a successful read's only reply where all `len` bytes are zero: the length instead of
+/// the bytes.
+///
+/// # Panics
+/// If the mode is simple: that has no chunks.
+pub fn encode_read_hole(mode: ReplyMode, cookie: u64, offset: u64, len: u32, out: &mut Vec<u8>) {
+    assert!(mode != ReplyMode::Simple, "a hole needs a chunk");
+    let header = ChunkHeader {
+        done: true,
+        kind: ChunkKind::OffsetHole,
+        cookie,
+        offset,
+        len: 12,
+    };
+    header.encode(mode, out);
+    HoleChunk { offset, len }.encode(out);
+}
+
 fn encode_end(mode: ReplyMode, cookie: u64, offset: u64, out: &mut Vec<u8>) {
     let header = ChunkHeader {
         done: true,

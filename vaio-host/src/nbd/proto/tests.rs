@@ -160,6 +160,17 @@ proptest! {
                 prop_assert_eq!(&bytes[header_len..], &offset.to_be_bytes());
             }
         }
+        if mode != ReplyMode::Simple {
+            bytes.clear();
+            encode_read_hole(mode, cookie, offset, len, &mut bytes);
+            let content = bytes.len() - 12;
+            let want = ChunkHeader {
+                done: true, kind: ChunkKind::OffsetHole, cookie, offset: at, len: 12,
+            };
+            let header = whole(ReplyHeader::parse(mode, &bytes), content);
+            prop_assert_eq!(header, ReplyHeader::Chunk(want));
+            prop_assert_eq!(HoleChunk::decode(&bytes[content..]), Ok(HoleChunk { offset, len }));
+        }
         bytes.clear();
         encode_error(mode, (cookie, offset), error, &text, &mut bytes);
         let content = bytes.len().min(if mode == ReplyMode::Extended { 32 } else { 20 });
