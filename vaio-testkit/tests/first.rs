@@ -79,7 +79,7 @@ fn bugs() {
         DirtyUnderReported,
         DrainBeforeFlush,
     ] {
-        let mut hit = String::new();
+        let mut hit = String::new(); let t0 = std::time::Instant::now();
         for promise in [Promise::AtAck, Promise::AtFlush] {
             let mut lab = Lab::new(Subject::new(
                 vaio_testkit::twins::write_back::WriteBackFactory::tiny(promise).with_bug(bug),
@@ -93,7 +93,7 @@ fn bugs() {
             let mut seen = Seen::default();
             let mut n = 0;
             for small in space.runs() {
-                n += 1;
+                n += 1; if t0.elapsed().as_secs() > 4 { hit += &format!(" timeout at {n}"); break; }
                 let ran = run(&lab, &small.plan, &tape(&small), &mut seen);
                 if let Some(f) = ran.failure {
                     hit += &format!(

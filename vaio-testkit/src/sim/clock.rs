@@ -81,17 +81,17 @@ impl Future for Sleep {
             return Poll::Pending;
         }
         if this.at <= this.shared.now_nanos() {
+            this.key = None;
             return Poll::Ready(());
         }
-        let replaced = match this.key {
-            Some(key) => match core.timers.set.get_mut(&key) {
-                Some((_, old)) => Some(std::mem::replace(old, waker)),
-                None => return Poll::Pending,
-            },
-            None => {
-                this.key = Some(core.timers.add(this.at, this.host, waker));
-                None
-            }
+        let replaced = if let Some(key) = this.key {
+            let Some((_, set)) = core.timers.set.get_mut(&key) else {
+                return Poll::Pending;
+            };
+            Some(std::mem::replace(set, waker))
+        } else {
+            this.key = Some(core.timers.add(this.at, this.host, waker));
+            None
         };
         // A waker is foreign code: never dropped under the lock.
         drop(core);

@@ -376,9 +376,6 @@ impl Core {
             events: self.events.remove_host(host),
             tasks: Vec::new(),
         };
-        if self.taken.as_ref().is_some_and(|event| event.host == host) {
-            removed.events.extend(self.taken.take());
-        }
         let slots = &mut self.slots;
         self.parked.retain(|task| {
             let slot = &mut slots[*task as usize];
@@ -447,6 +444,11 @@ impl Core {
 
     pub(super) fn host_name(&self, host: u32) -> Option<Arc<str>> {
         self.hosts.get(host as usize).map(|host| host.shared_name())
+    }
+
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        self.slots.len()
     }
 
     pub(super) fn waiting(&self) -> Vec<Waiting> {

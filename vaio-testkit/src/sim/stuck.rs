@@ -98,7 +98,7 @@ impl fmt::Display for Stuck {
                 f.write_str("the run passes its limit of virtual time; see Limits::time")?;
             }
             Cause::StepLimit => {
-                f.write_str("the run passes its limit of steps; see Limits::steps")?
+                f.write_str("the run passes its limit of steps; see Limits::steps")?;
             }
             Cause::ForeignThread { task } => write!(
                 f,

@@ -467,7 +467,7 @@ fn dropping_the_world_frees_every_cycle() {
         clone.event(None, "never").await;
     });
     let held = dropped();
-    let _ = sim.event_with(None, "io", move || drop(held)).detach();
+    drop(sim.event_with(None, "io", move || drop(held)).detach());
     let (held, clone) = (dropped(), sim.clone());
     sim.on_event(move |_| {
         let _held = (&held, &clone);
@@ -531,6 +531,73 @@ fn notes_are_hashed_always_and_written_only_when_the_trace_is_on() {
     quiet.note(None, "disk", 8, String::new);
     loud.note(None, "disk", 9, String::new);
     assert_ne!(quiet.trace().hash(), loud.trace().hash());
+}
+
+#[test]
+fn waker_of_an_ended_task_wakes_no_other() {
+    let sim = world();
+    let old: Arc<Mutex<Option<std::task::Waker>>> = Arc::default();
+    let keep = Arc::clone(&old);
+    sim.spawn(
+        "old",
+        std::future::poll_fn(move |cx| {
+            *lock(&keep) = Some(cx.waker().clone());
+            Poll::Ready(())
+        }),
+    );
+    sim.run(yield_now()).unwrap();
+    let polls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&polls);
+    sim.spawn(
+        "new",
+        std::future::poll_fn(move |_| {
+            count.fetch_add(1, Relaxed);
+            Poll::Pending
+        }),
+    );
+    let places = sim.shared.lock().places();
+    assert_eq!(places, 2, "the new task has the old one's place");
+    sim.run(yield_now()).unwrap();
+    lock(&old).as_ref().unwrap().wake_by_ref();
+    sim.run(sim.sleep(ms(1))).unwrap();
+    assert_eq!(polls.load(Relaxed), 1);
+}
+
+#[test]
+fn places_of_tasks_killed_while_parked_are_used_again() {
+    let sim = world();
+    let mut host = sim.host("a");
+    for _ in 0..10 {
+        host.pause();
+        host.spawn("parked", yield_now());
+        sim.run(sim.sleep(ms(1))).unwrap();
+        host = host.restart();
+    }
+    assert_eq!(sim.shared.lock().places(), 2);
+}
+
+#[test]
+fn timer_of_a_dead_host_does_not_move_the_clock() {
+    let sim = world();
+    let host = sim.host("a");
+    let mut timer = host.rt().sleep(ms(7));
+    sim.run(async {
+        assert!(futures::future::poll_immediate(&mut timer).await.is_none());
+    })
+    .unwrap();
+    host.kill();
+    let stuck = sim.run(timer).unwrap_err();
+    assert_eq!(
+        (stuck.cause, stuck.at),
+        (Cause::Deadlock, Instant::default())
+    );
+}
+
+#[test]
+fn choice_that_changes_no_step_changes_the_hash() {
+    let (a, b) = (world(), world());
+    a.tape().choose(2, crate::Family::Fault, "eio");
+    assert_ne!(a.trace().hash(), b.trace().hash());
 }
 
 /// A few tasks on two hosts that wait for each other, timers and events.

@@ -326,7 +326,7 @@ impl Inner {
         if value != 0 {
             self.taken.push((id, nth, value));
         }
-        let step = (u64::from(id.0) << 32) | u64::from(value);
+        let step = ((u64::from(id.0) + 1) << 32) | u64::from(value);
         self.hash = (self.hash.rotate_left(5) ^ step).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         value
     }
