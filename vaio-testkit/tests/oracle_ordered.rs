@@ -275,7 +275,7 @@ fn versions(oracle: &Oracle, number: u64) -> Vec<Version> {
         for (_, value) in read
             .op
             .blocks()
-            .zip(values)
+            .zip(values.iter())
             .filter(|(block, _)| *block == number)
         {
             note_read(&mut all, read, *value);

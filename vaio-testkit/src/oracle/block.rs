@@ -180,3 +180,34 @@ impl Block {
         self.versions.push(read);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::live::ReadSpan;
+    use super::*;
+
+    #[test]
+    fn block_read_as_zero_again_and_again_keeps_few_reads() {
+        let mut block = Block::new(Value::Fill(0));
+        for (op, at) in [(1, 1), (2, 3)] {
+            let op = OpId(op);
+            block
+                .versions
+                .push(Version::submitted(Value::Zero, op, Kind::Discard, at));
+            block.of(op).succeed(at + 1, false);
+        }
+        for at in 5..100 {
+            let span = ReadSpan {
+                submit: at * 2,
+                end: at * 2 + 1,
+            };
+            assert!(block.read(Value::Zero, span).is_ok());
+        }
+        assert_eq!(block.versions.len(), 3 + READS_KEPT_MAX);
+        let span = ReadSpan {
+            submit: 500,
+            end: 501,
+        };
+        assert!(block.read(Value::Fill(0), span).is_err());
+    }
+}

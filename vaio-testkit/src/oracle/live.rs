@@ -80,14 +80,14 @@ impl Block {
         })
     }
 
-    /// The versions that are before the one at `start`, which counts as `changed`.
+    /// The versions that are before the one at `start`, which counts as `changed`, by what was
+    /// proven. Answers need not be looked at: a read adds relations from what was proven before it.
     fn before(&self, start: usize, changed: &Version) -> Vec<bool> {
-        let (mut seen, mut submit) = (changed.seen, changed.submit);
+        let mut seen = changed.seen;
         self.closure(start, |version| {
-            let is_before = version.proof < seen || version.end < submit;
+            let is_before = version.proof < seen;
             if is_before {
                 seen = seen.max(version.seen);
-                submit = submit.max(version.submit);
             }
             is_before
         })
