@@ -472,6 +472,18 @@ fn failed_write_overwritten_before_what_was_in_place_is_not_read_again() {
 }
 
 #[test]
+fn zeroes_read_while_their_writes_were_in_flight_may_be_undone_when_those_fail() {
+    let mut guest = guest(Promise::AtFlush);
+    let ((one, _), (two, _)) = (guest.start(ZERO), guest.start(ZERO));
+    guest.sees(Value::Zero).unwrap();
+    assert_eq!(guest.refuses(OLD), Rule::StaleRead);
+    guest.fail(one);
+    guest.fail(two);
+    guest.allows(OLD);
+    guest.allows(Value::Zero);
+}
+
+#[test]
 fn discard_on_a_device_that_promises_zero_is_a_write_of_zeroes() {
     let mut guest = with(|settings| settings.discard_reads = DiscardReads::Zero);
     guest.done(DISCARD);
@@ -609,6 +621,10 @@ fn legal_hash_is_that_of_the_legal_sets() {
         fua: false,
     });
     assert_ne!(elsewhere.0.legal_hash(), in_flight);
+    let mut zeroes = with(|settings| settings.initial = Initial::Zero);
+    let before = zeroes.0.legal_hash();
+    zeroes.done(DISCARD);
+    assert_eq!(zeroes.0.legal_hash(), before, "zeroes or zeroes");
     let zeroed = |block: u64, count: u64| {
         let mut guest = self::guest(Promise::AtAck);
         guest.done(GuestOp::WriteZeroes {

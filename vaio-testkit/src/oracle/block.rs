@@ -183,8 +183,26 @@ impl Block {
 
 #[cfg(test)]
 mod tests {
+    use vaio_core::Promise;
+
     use super::super::live::ReadSpan;
+    use super::super::{Oracle, OracleSettings, Outcome};
     use super::*;
+    use crate::workload::GuestOp;
+
+    #[test]
+    fn block_overwritten_durably_keeps_a_short_list() {
+        let mut oracle = Oracle::new(OracleSettings::new(1, Promise::AtFlush));
+        for _ in 0..100 {
+            let id = oracle.submit(&GuestOp::Write {
+                block: 0,
+                count: 1,
+                fua: true,
+            });
+            assert!(oracle.ack(id, Outcome::Ok).is_ok());
+        }
+        assert_eq!(oracle.block(0).map(|block| block.versions.len()), Some(1));
+    }
 
     #[test]
     fn block_read_as_zero_again_and_again_keeps_few_reads() {
