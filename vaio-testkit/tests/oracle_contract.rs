@@ -429,6 +429,61 @@ fn two_discards_read_as_zero_stay_zero_though_it_is_unknown_which_took_effect() 
 }
 
 #[test]
+fn zeroes_read_over_a_zero_filled_disk_are_those_that_were_in_place() {
+    let mut guest = with(|settings| settings.initial = Initial::Zero);
+    let ((zero, _), (write, new)) = (guest.start(ZERO), guest.start(WRITE));
+    guest.end(zero);
+    guest.end(write);
+    // The initial zeroes were overwritten, so these are newer than the write.
+    guest.sees(Value::Zero).unwrap();
+    guest.done(GuestOp::Flush);
+    guest.0.crash();
+    assert_eq!(guest.refuses(new), Rule::LostWrite);
+}
+
+#[test]
+fn zeroes_of_unknown_origin_are_not_legal_for_longer_than_their_origins() {
+    let mut guest = guest(Promise::AtFlush);
+    let ((one, _), (two, _)) = (guest.start(ZERO), guest.start(ZERO));
+    guest.end(one);
+    guest.end(two);
+    let (read, _) = guest.start(READ);
+    let (write, _) = guest.start(FUA);
+    guest.read(read, Value::Zero).unwrap();
+    guest.end(write);
+    guest.0.crash();
+    assert_eq!(guest.refuses(Value::Zero), Rule::LostWrite);
+}
+
+#[test]
+fn failed_write_overwritten_before_what_was_in_place_is_not_read_again() {
+    let mut guest = guest(Promise::AtFlush);
+    let ((second, b), (failing, w)) = (guest.start(WRITE), guest.start(WRITE));
+    guest.fail(failing);
+    let (first, _) = guest.start(WRITE);
+    guest.end(second);
+    let (long, _) = guest.start(READ);
+    guest.end(first);
+    let mut without = guest.clone();
+    // The write after the failed one is before b, and b was in place when the long read began.
+    guest.sees(b).unwrap();
+    assert_eq!(guest.read(long, w), Err(Rule::StaleRead));
+    without.read(long, w).unwrap();
+}
+
+#[test]
+fn zeroes_read_while_their_writes_were_in_flight_may_be_undone_when_those_fail() {
+    let mut guest = guest(Promise::AtFlush);
+    let ((one, _), (two, _)) = (guest.start(ZERO), guest.start(ZERO));
+    guest.sees(Value::Zero).unwrap();
+    assert_eq!(guest.refuses(OLD), Rule::StaleRead);
+    guest.fail(one);
+    guest.fail(two);
+    guest.allows(OLD);
+    guest.allows(Value::Zero);
+}
+
+#[test]
 fn discard_on_a_device_that_promises_zero_is_a_write_of_zeroes() {
     let mut guest = with(|settings| settings.discard_reads = DiscardReads::Zero);
     guest.done(DISCARD);
@@ -566,6 +621,25 @@ fn legal_hash_is_that_of_the_legal_sets() {
         fua: false,
     });
     assert_ne!(elsewhere.0.legal_hash(), in_flight);
+    let mut zeroes = with(|settings| settings.initial = Initial::Zero);
+    let before = zeroes.0.legal_hash();
+    zeroes.done(DISCARD);
+    assert_eq!(zeroes.0.legal_hash(), before, "zeroes or zeroes");
+    let zeroed = |block: u64, count: u64| {
+        let mut guest = self::guest(Promise::AtAck);
+        guest.done(GuestOp::WriteZeroes {
+            block,
+            count,
+            may_unmap: false,
+            fua: false,
+        });
+        guest.0.legal_hash()
+    };
+    let hashes = [fresh, zeroed(0, 1), zeroed(1, 1), zeroed(0, 2)];
+    assert!(
+        (0..4).all(|index| !hashes[..index].contains(&hashes[index])),
+        "{hashes:?}"
+    );
 }
 
 #[test]

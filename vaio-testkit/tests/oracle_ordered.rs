@@ -164,6 +164,26 @@ fn cut_does_not_join_content_before_and_after_a_crash() {
 }
 
 #[test]
+fn cut_knows_what_is_older_by_way_of_a_failed_write() {
+    let mut oracle = ordered(Promise::Ordered);
+    let ((first, a), (failing, b)) = (submit(&mut oracle, write(0)), submit(&mut oracle, write(0)));
+    oracle.ack(failing, Outcome::Err).unwrap();
+    let (last, c) = submit(&mut oracle, write(0));
+    oracle.ack(first, Outcome::Ok).unwrap();
+    // a is before b by this read, and b before c by its end, although a and c overlap.
+    oracle.observe(0, b).unwrap();
+    oracle.ack(last, Outcome::Ok).unwrap();
+    let later = done(&mut oracle, write(1));
+    let mut check = OrderedCheck::new(&oracle);
+    check
+        .clone()
+        .check(&[a, Value::Fill(1), Value::Fill(2)])
+        .unwrap();
+    check.clone().check(&[c, later, Value::Fill(2)]).unwrap();
+    assert!(check.check(&[a, later, Value::Fill(2)]).is_err());
+}
+
+#[test]
 fn cut_with_a_value_that_the_source_never_showed_is_explained() {
     let mut oracle = ordered(Promise::Ordered);
     let value = done(&mut oracle, write(0));
@@ -275,7 +295,7 @@ fn versions(oracle: &Oracle, number: u64) -> Vec<Version> {
         for (_, value) in read
             .op
             .blocks()
-            .zip(values)
+            .zip(values.iter())
             .filter(|(block, _)| *block == number)
         {
             note_read(&mut all, read, *value);

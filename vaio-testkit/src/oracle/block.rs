@@ -180,3 +180,52 @@ impl Block {
         self.versions.push(read);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vaio_core::Promise;
+
+    use super::super::live::ReadSpan;
+    use super::super::{Oracle, OracleSettings, Outcome};
+    use super::*;
+    use crate::workload::GuestOp;
+
+    #[test]
+    fn block_overwritten_durably_keeps_a_short_list() {
+        let mut oracle = Oracle::new(OracleSettings::new(1, Promise::AtFlush));
+        for _ in 0..100 {
+            let id = oracle.submit(&GuestOp::Write {
+                block: 0,
+                count: 1,
+                fua: true,
+            });
+            assert!(oracle.ack(id, Outcome::Ok).is_ok());
+        }
+        assert_eq!(oracle.block(0).map(|block| block.versions.len()), Some(1));
+    }
+
+    #[test]
+    fn block_read_as_zero_again_and_again_keeps_few_reads() {
+        let mut block = Block::new(Value::Fill(0));
+        for (op, at) in [(1, 1), (2, 3)] {
+            let op = OpId(op);
+            block
+                .versions
+                .push(Version::submitted(Value::Zero, op, Kind::Discard, at));
+            block.of(op).succeed(at + 1, false);
+        }
+        for at in 5..100 {
+            let span = ReadSpan {
+                submit: at * 2,
+                end: at * 2 + 1,
+            };
+            assert!(block.read(Value::Zero, span).is_ok());
+        }
+        assert_eq!(block.versions.len(), 3 + READS_KEPT_MAX);
+        let span = ReadSpan {
+            submit: 500,
+            end: 501,
+        };
+        assert!(block.read(Value::Fill(0), span).is_err());
+    }
+}

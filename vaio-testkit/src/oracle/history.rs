@@ -4,6 +4,7 @@
 //! ordered cut is computed from, and what a failure shows.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::stamp::Value;
 use crate::workload::GuestOp;
@@ -29,8 +30,8 @@ impl fmt::Display for OpId {
 pub enum Ended {
     /// It is in flight.
     NotYet,
-    /// Success; what a read returned.
-    Ok(Vec<Value>),
+    /// Success; what a read returned, shared so that a clone of a long history is cheap.
+    Ok(Arc<[Value]>),
     /// An error.
     Err,
     /// The crash came first.

@@ -198,13 +198,6 @@ impl Block {
             index += 1;
             !out[index - 1]
         });
-        if self
-            .versions
-            .first()
-            .is_none_or(|version| version.kind != Kind::Base)
-        {
-            self.alternatives.clear();
-        }
     }
 
     fn newest_guaranteed(&self) -> Option<(OpId, Why)> {

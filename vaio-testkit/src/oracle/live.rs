@@ -3,7 +3,7 @@
 //! A version and the reads that returned it stand together in every explanation of the history, so
 //! `a` is before `b` if something of `a` had ended when something of `b` began. The history has an
 //! explanation iff that relation has no cycle, and a read adds relations of its own version only:
-//! it is checked by what can be reached from there and back. What may be undone (a failed write, a
+//! it is checked by what can be reached from there. What may be undone (a failed write, a
 //! discard not yet read as zero) is before what was submitted after its end, and nothing else.
 
 use super::block::{Block, Kind, Version};
@@ -58,54 +58,34 @@ impl Block {
             return false;
         }
         let seen = seen_by(*version, span);
-        let (after, before) = (self.after(index, &seen), self.before(index, &seen));
+        let after = self.after(index, &seen);
         (0..self.versions.len()).all(|other| {
             let version = &self.versions[other];
             // A read that may be of this very version contradicts nothing.
             let same = version.kind == Kind::Read && version.value == value;
-            other == index || same || !(after[other] && before[other])
+            // What a read adds is that all that was proven before it began is before its version.
+            let before = version.proof < seen.seen;
+            other == index || same || !(after[other] && before)
         })
     }
 
     /// The versions that are after the one at `start`, which counts as `changed`.
     fn after(&self, start: usize, changed: &Version) -> Vec<bool> {
         let (mut proof, mut end) = (changed.proof, changed.end);
-        self.closure(start, |version| {
-            let is_after = proof < version.seen || end < version.submit;
-            if is_after {
-                proof = proof.min(version.proof);
-                end = end.min(version.end);
-            }
-            is_after
-        })
-    }
-
-    /// The versions that are before the one at `start`, which counts as `changed`.
-    fn before(&self, start: usize, changed: &Version) -> Vec<bool> {
-        let (mut seen, mut submit) = (changed.seen, changed.submit);
-        self.closure(start, |version| {
-            let is_before = version.proof < seen || version.end < submit;
-            if is_before {
-                seen = seen.max(version.seen);
-                submit = submit.max(version.submit);
-            }
-            is_before
-        })
-    }
-
-    /// Ask for each version until none more joins.
-    fn closure(&self, start: usize, mut joins: impl FnMut(&Version) -> bool) -> Vec<bool> {
-        let mut joined = vec![false; self.versions.len()];
+        let mut after = vec![false; self.versions.len()];
         loop {
             let mut grew = false;
             for (index, version) in self.versions.iter().enumerate() {
-                if index != start && !joined[index] && joins(version) {
-                    joined[index] = true;
-                    grew = true;
+                let is_after = proof < version.seen || end < version.submit;
+                if index == start || after[index] || !is_after {
+                    continue;
                 }
+                (proof, end) = (proof.min(version.proof), end.min(version.end));
+                after[index] = true;
+                grew = true;
             }
             if !grew {
-                return joined;
+                return after;
             }
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! Fed with submissions, answers and crashes in the order in which they happen, it keeps for each
 //! block a short list of versions and checks each value when it comes; there is no search. A read is
-//! checked by [`live`], what a crash may leave by [`legal`], a target by [`OrderedCheck`].
+//! checked by `live.rs`, what a crash may leave by `legal.rs`, a target by [`OrderedCheck`].
 //!
 //! Where values are unique (stamps) it accepts exactly what the contract allows. Zeroes have many
 //! origins: every one that fits is kept, so that it is never wrong to raise an alarm.
@@ -246,7 +246,7 @@ impl Oracle {
         let (op, submit) = (record.op, record.submit);
         record.end = at;
         record.ended = if ok {
-            Ended::Ok(values.clone())
+            Ended::Ok(values.as_slice().into())
         } else {
             Ended::Err
         };

@@ -220,7 +220,7 @@ fn add_reads(versions: &mut [Vec<Version>], history: &History, run: u32) {
     let mut reads: Vec<(u64, Value, Moment, Moment)> = Vec::new();
     for (_, record) in history.ops() {
         if let (GuestOp::Read { .. }, Ended::Ok(values)) = (&record.op, &record.ended) {
-            let seen = record.op.blocks().zip(values);
+            let seen = record.op.blocks().zip(values.iter());
             reads.extend(seen.map(|(block, value)| (block, *value, record.submit, record.end)));
         }
     }
