@@ -8,6 +8,7 @@
 //!
 //! Wherever the code asks `has(Bug::X)`, read on as if the answer were `false`.
 
+pub mod barriers;
 pub mod mirror;
 pub mod observer;
 pub mod ordered;

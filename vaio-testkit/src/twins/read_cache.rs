@@ -44,7 +44,7 @@ impl Filter for ReadCache {
     async fn io(&self, io: Io, next: Next<'_>) -> Result<Reply> {
         match io.op {
             Op::Read { extent } => self.read(io, extent, next).await,
-            Op::Discard { .. } if self.bug == Some(Bug::DiscardKeepsCached) => {
+            Op::WriteZeroes { .. } if self.bug == Some(Bug::ZeroesKeepCached) => {
                 next.submit(io).await
             }
             Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. } => {

@@ -67,7 +67,9 @@ pub enum Bug {
     DiscardNotTransformed,
     FillUnlocked,
     ForgetsFirstBlockOnly,
-    DiscardKeepsCached,
+    ZeroesKeepCached,
+    // Not in a twin: the harness wraps the backing in `FirstFlushLost`.
+    OpenNotFlushed,
     // Ordered replicator.
     StepNotFlushed,
     RecoveryStepsNotKept,

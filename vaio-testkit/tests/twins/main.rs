@@ -2,8 +2,10 @@
 //! which the zoo test brings.
 
 #![allow(unreachable_pub, reason = "one crate of several test files")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod mirror;
 mod others;
 mod support;
+mod switches;
 mod write_back;

@@ -157,11 +157,13 @@ impl Media {
 
     pub async fn open(&self, rt: &Rt, factory: impl FilterFactory) -> Result<Disk> {
         let name = factory.descriptor().name;
+        self.open_in(rt, name, FilterRegistry::default().with(factory))
+            .await
+    }
+
+    pub async fn open_in(&self, rt: &Rt, name: &str, registry: FilterRegistry) -> Result<Disk> {
         Disk::builder(Arc::clone(&self.backing), Arc::clone(rt))
-            .policy(
-                Policy::empty().with(FilterSpec::new(name)),
-                FilterRegistry::default().with(factory),
-            )
+            .policy(Policy::empty().with(FilterSpec::new(name)), registry)
             .sidecar(Arc::<MemorySidecar>::clone(&self.sidecar))
             .devices(Arc::new(self.clone()))
             .open()

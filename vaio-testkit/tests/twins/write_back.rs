@@ -93,7 +93,7 @@ fn hold_keeps_the_backing_at_the_point_until_released() {
         let media = Media::new();
         let disk = media.open(&rt, cache()).await.unwrap();
         poke(&disk, 0, &[1]).await;
-        let held = disk.hold_at_point(Duration::from_secs(60)).await.unwrap();
+        let held = disk.hold_at_point(Duration::from_mins(1)).await.unwrap();
         poke(&disk, 0, &[2]).await;
         rt.sleep(Duration::from_secs(1)).await;
         assert_eq!(peek(&media.backing, 0, 1).await, [1]);
@@ -108,7 +108,7 @@ fn hold_is_lost_when_the_log_needs_the_space() {
     run(|rt| async move {
         let media = Media::new();
         let disk = media.open(&rt, cache()).await.unwrap();
-        let held = disk.hold_at_point(Duration::from_secs(60)).await.unwrap();
+        let held = disk.hold_at_point(Duration::from_mins(1)).await.unwrap();
         for byte in 1..9 {
             poke(&disk, 0, &[byte]).await;
         }

@@ -90,9 +90,13 @@ struct Shared {
     bug: Option<Bug>,
 }
 
+const fn side_if(side: u8, is_in: bool) -> u8 {
+    if is_in { side } else { 0 }
+}
+
 /// The sides on which a result is good.
 fn good<A, B>(primary: &Result<A>, mirror: &Result<B>) -> u8 {
-    u8::from(primary.is_ok()) * PRIMARY | u8::from(mirror.is_ok()) * MIRROR
+    side_if(PRIMARY, primary.is_ok()) | side_if(MIRROR, mirror.is_ok())
 }
 
 impl Shared {
@@ -185,7 +189,7 @@ impl Shared {
     /// The sides of which no flush has failed since.
     fn trusted_since(&self, before: [u64; 2]) -> u8 {
         let now = self.failures();
-        u8::from(now[0] == before[0]) * PRIMARY | u8::from(now[1] == before[1]) * MIRROR
+        side_if(PRIMARY, now[0] == before[0]) | side_if(MIRROR, now[1] == before[1])
     }
 
     /// Flushes both sides (M4). `Ok`: every block written before is durable on a valid side.

@@ -12,14 +12,16 @@
 //!   slots can always end, and the tail always move.
 //! * W5: a failed flush keeps its duties: what it may have dropped is written again before the
 //!   next one counts (`store`), and a failed batch is destaged again as a whole (`destage`).
-//!   That is what [`FlushRetry::Covers`] says.
+//!   That is what [`FlushRetry::Covers`](vaio_core::FlushRetry::Covers) says.
 //! * W6: what is dirty stays reported until the tail, durable, has passed it (`dirty`).
 //!
 //! Content of the log is kept in memory too: a few slots. A large cache would read it back, and
 //! would then have to keep readers' slots from being reused.
 
+mod broken;
 mod destage;
 mod dirty;
+mod factory;
 mod log;
 mod record;
 mod recover;
@@ -33,44 +35,28 @@ use std::sync::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use vaio_core::{
-    AttachContext, BlockDevice, BypassSafety, Class, Descriptor, DeviceInfo, DeviceNeed,
-    DirtySource, DiscardReads, Error, Extent, Filter, FilterFactory, FilterState, FlushRetry, Io,
-    Lifecycle, Next, Op, OpKind, Outcome, Phase, Promise, Reply, Result, SettingKind, SettingSpec,
-    Support, Verb,
-    sync::{LockMode, Notify, RangeLock},
+    AttachContext, DeviceInfo, DirtySource, DiscardReads, Error, Extent, Filter, FilterState, Io,
+    Lifecycle, Next, Op, Outcome, Phase, Promise, Reply, Result, Support, Verb,
+    sync::{LockMode, Notify, RangeGuard, RangeLock},
 };
 
 use super::ordered::Replica;
 use crate::zoo::Bug;
 use destage::Demand;
+pub use factory::WriteBackFactory;
 use log::Log;
-use record::Geometry;
 pub(crate) use record::{Content, index};
 use store::Store;
 
-/// Name of the filter, and of its device in [`DeviceNeed`] and settings.
+/// Name of the filter.
 pub const NAME: &str = "twin-write-back";
-/// The cache device.
+/// The cache device, in needs and settings.
 pub const CACHE_DEVICE: &str = "cache";
 
-/// Slots of its own IO below: a batch writes at most so many extents together.
-const RESERVED_SLOTS: u16 = 4;
 /// Largest write-zeroes or discard taken as one record, in blocks; the framework splits.
 const ZEROES_BLOCKS_MAX: u64 = 1024;
 /// How often a durable write is repeated because other flushes failed in between.
 const REWRITES_MAX: u32 = 16;
-
-const DEVICES: &[DeviceNeed] = &[DeviceNeed {
-    name: CACHE_DEVICE,
-    capacity_min: 2048,
-}];
-
-const SETTINGS: &[SettingSpec] = &[SettingSpec::new(
-    CACHE_DEVICE,
-    SettingKind::Path,
-    CACHE_DEVICE,
-    "Device that holds the log",
-)];
 
 /// What one instance is, shared by its IO, its background task and its source of dirty data.
 #[derive(Debug)]
@@ -157,15 +143,7 @@ impl Cache {
 
     async fn write(&self, extent: Extent, content: Content, is_fua: bool) -> Result<Reply> {
         // W1: held until the answer.
-        let _order = match self.bug {
-            Some(Bug::OverlapUnordered) => None,
-            _ => {
-                // Ordered: one write at a time, so that what a crash leaves has no gaps.
-                let whole = self.cx.below().extent();
-                let fenced = self.replica.as_ref().map_or(extent, |_| whole);
-                Some(self.ranges.lock(fenced, LockMode::Exclusive).await)
-            }
-        };
+        let _order = self.order(extent).await;
         let is_durable = match self.promise {
             Promise::AtAck => !self.has(Bug::AckBeforeFlush),
             _ => is_fua && !self.has(Bug::FuaIgnored),
@@ -190,6 +168,19 @@ impl Cache {
             self.destage_to(end).await?;
         }
         result.map(|()| Reply::Done)
+    }
+
+    /// A write's turn among those that overlap it. Ordered: among all, so that what a crash leaves
+    /// has no gaps.
+    async fn order(&self, extent: Extent) -> Option<RangeGuard> {
+        if self.has(Bug::OverlapUnordered) {
+            return None;
+        }
+        let fenced = match self.replica {
+            Some(_) => self.cx.below().extent(),
+            None => extent,
+        };
+        Some(self.ranges.lock(fenced, LockMode::Exclusive).await)
     }
 
     /// Logs a reserved record and makes it the newest of its blocks.
@@ -291,68 +282,6 @@ impl Cache {
     }
 }
 
-/// The bugs that need more than a condition.
-impl Cache {
-    /// W4 broken: takes the slots of all pieces before it writes the first.
-    async fn reserve_early(&self, extent: Extent, content: &Content) -> Result<Vec<u64>> {
-        let mut reserved = Vec::new();
-        if self.has(Bug::SlotsHeldTogether) {
-            for piece in self.pieces(extent, content) {
-                let part = content.part(extent, piece);
-                reserved.push(self.reserve(piece, part).await?);
-            }
-        }
-        Ok(reserved)
-    }
-
-    /// W2, W3 broken: a record that never gets to the device.
-    fn is_kept_in_memory(&self, seq: u64, extent: Extent, content: &Content) -> bool {
-        match self.bug {
-            Some(Bug::ZeroesNotLogged) => *content == Content::Zeroes,
-            Some(Bug::SecondWriteNotLogged) => {
-                let held = self.log().read(extent);
-                *content != Content::Zeroes && seq > 0 && !held.is_empty()
-            }
-            _ => false,
-        }
-    }
-
-    /// Discards in other ways than by a record of zeroes.
-    async fn discard(&self, extent: Extent, is_fua: bool, next: Next<'_>) -> Result<Reply> {
-        match self.bug {
-            Some(Bug::DiscardDropsRecord) => {
-                let _order = self.ranges.lock(extent, LockMode::Exclusive).await;
-                self.log().forget_touched(extent);
-                next.write_zeroes(extent).await?;
-                Ok(Reply::Done)
-            }
-            Some(Bug::DiscardUnordered) => {
-                next.write_zeroes(extent).await?;
-                self.log().forget_blocks(extent);
-                Ok(Reply::Done)
-            }
-            Some(Bug::DiscardInMemory) => {
-                let _order = self.ranges.lock(extent, LockMode::Exclusive).await;
-                let seq = self.reserve(extent, Content::Zeroes).await?;
-                self.log().written(seq, self.store.trust());
-                self.log().publish(seq);
-                self.wanted.notify_all();
-                Ok(Reply::Done)
-            }
-            _ => self.write(extent, Content::Zeroes, is_fua).await,
-        }
-    }
-
-    /// Write-through past the log: the log still holds older content of these blocks.
-    async fn write_past_log(&self, io: Io, next: Next<'_>) -> Result<Reply> {
-        let extent = io.op.extent();
-        let _order = self.ranges.lock(extent, LockMode::Exclusive).await;
-        let reply = next.submit(io).await?;
-        self.log().forget_blocks(extent);
-        Ok(reply)
-    }
-}
-
 /// The filter.
 #[derive(Debug)]
 pub struct WriteBack {
@@ -434,149 +363,10 @@ impl Filter for WriteBack {
 }
 
 impl Cache {
-    fn is_past_log(&self) -> bool {
-        self.has(Bug::WriteThroughPastLog) && self.is_write_through.load(Relaxed)
-    }
-
     /// Records in the sidecar that the log of this epoch is empty.
     async fn mark_clean(&self) -> Result<()> {
         let mark: Bytes = recover::clean_mark(self.store.epoch());
         let key = recover::CLEAN_EPOCH;
         self.cx.sidecar().commit(&[(key, Some(mark))]).await
-    }
-}
-
-/// Makes [`WriteBack`] instances.
-#[derive(Clone, Debug)]
-pub struct WriteBackFactory {
-    promise: Promise,
-    slots: u64,
-    slot_blocks: u64,
-    bug: Option<Bug>,
-}
-
-impl WriteBackFactory {
-    /// A cache with a log of `slots` slots (at least 1) of up to `slot_blocks` data blocks (at
-    /// least 1) each. `promise` is [`Promise::AtAck`] or [`Promise::AtFlush`].
-    ///
-    /// # Panics
-    /// For numbers or a promise other than those.
-    pub fn new(promise: Promise, slots: u64, slot_blocks: u64) -> Self {
-        assert!(slots > 0 && slot_blocks > 0, "a log has slots");
-        assert!(
-            matches!(promise, Promise::AtAck | Promise::AtFlush),
-            "a cache keeps no order"
-        );
-        Self {
-            promise,
-            slots,
-            slot_blocks,
-            bug: None,
-        }
-    }
-
-    /// Three slots of two blocks: wraps, fills and splits within three writes.
-    pub fn tiny(promise: Promise) -> Self {
-        Self::new(promise, 3, 2)
-    }
-
-    /// The same with a bug of the zoo in it.
-    #[must_use]
-    pub fn with_bug(mut self, bug: Bug) -> Self {
-        self.bug = Some(bug);
-        self
-    }
-
-    /// Bytes that the cache device needs for blocks of `block` bytes.
-    pub const fn device_len(&self, block: u64) -> u64 {
-        self.geometry(block).device_len()
-    }
-
-    const fn geometry(&self, block: u64) -> Geometry {
-        Geometry {
-            block,
-            slots: self.slots,
-            slot_blocks: self.slot_blocks,
-        }
-    }
-}
-
-#[async_trait]
-impl FilterFactory for WriteBackFactory {
-    fn descriptor(&self) -> Descriptor {
-        let bypass = match self.bug {
-            Some(Bug::BypassWhileDirty) => BypassSafety::WhenClean,
-            _ => BypassSafety::Never,
-        };
-        Descriptor::new(NAME, env!("CARGO_PKG_VERSION"), Class::Cache)
-            .with_summary("Write-back cache over a log; a model and a subject of the testkit.")
-            .intercept(&[
-                OpKind::Read,
-                OpKind::Write,
-                OpKind::WriteZeroes,
-                OpKind::Discard,
-                OpKind::Flush,
-            ])
-            .pass(&[OpKind::Prefetch])
-            .accept_fua()
-            .accept_zeroes_flags()
-            .with_promise(self.promise)
-            .with_flush_retry(FlushRetry::Covers)
-            .with_bypass(bypass)
-            .with_reserved_slots(RESERVED_SLOTS)
-            .with_devices(DEVICES)
-            .with_settings(SETTINGS)
-    }
-
-    async fn prepare(&self, _cx: &AttachContext) -> Result<()> {
-        Ok(())
-    }
-
-    async fn open(&self, cx: AttachContext) -> Result<Arc<dyn Filter>> {
-        let device = cx.device(CACHE_DEVICE)?;
-        self.open_over(cx, device, None).await
-    }
-}
-
-impl WriteBackFactory {
-    /// Opens an instance with its log on `device`.
-    pub(super) async fn open_over(
-        &self,
-        cx: AttachContext,
-        device: Arc<dyn BlockDevice>,
-        replica: Option<Replica>,
-    ) -> Result<Arc<dyn Filter>> {
-        let block = u64::from(cx.below().logical_block);
-        let geometry = self.geometry(block);
-        let info = device.info();
-        if u64::from(info.logical_block) != block || info.capacity < geometry.device_len() {
-            return Err(Error::config(format!(
-                "the cache device needs the disk's logical block and room for the log, \
-                 logical_block={block} capacity_min={}",
-                geometry.device_len()
-            )));
-        }
-        let rt = Arc::clone(cx.rt());
-        let mut store = Store::new(device, rt, geometry, self.bug);
-        let tail = recover::open(&cx, &mut store, replica.as_ref(), self.bug).await?;
-        let cache = Arc::new(Cache {
-            promise: self.promise,
-            bug: self.bug,
-            store,
-            replica,
-            log: Mutex::new(Log::new(self.slots, block, tail, self.bug)),
-            ranges: RangeLock::default(),
-            demand: Mutex::default(),
-            wanted: Notify::default(),
-            ended: Notify::default(),
-            is_write_through: AtomicBool::new(false),
-            hold: Mutex::new(None),
-            written_end: AtomicU64::new(u64::MAX),
-            cx,
-        });
-        cache
-            .cx
-            .spawn("write_back.destage", destage::run(Arc::clone(&cache)));
-        Ok(Arc::new(WriteBack { cache }))
     }
 }
