@@ -196,7 +196,8 @@ impl Subject {
         &self.spec
     }
 
-    pub(crate) fn blocks(&self, scale: Scale) -> u64 {
+    /// Logical blocks of the guest's disk at a scale.
+    pub fn blocks(&self, scale: Scale) -> u64 {
         (self.guest_blocks)(scale)
     }
 

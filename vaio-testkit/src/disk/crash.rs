@@ -216,6 +216,10 @@ impl CrashPoint {
     }
 
     /// The case in which everything that was pending is lost.
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "that tier always has its one case"
+    )]
     pub fn nothing_kept(&self) -> CrashCase {
         let mut cases = self.cases(&[Tier::None], &mut |_| 0, &mut |_| true);
         cases.pop().expect("one case")

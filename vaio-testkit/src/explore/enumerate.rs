@@ -57,7 +57,12 @@ impl Space {
     /// Number of runs.
     pub fn len(&self) -> u64 {
         let ops = self.alphabet.len() as u64;
-        let workloads: u64 = (1..=self.ops_max as u32).map(|len| ops.pow(len)).sum();
+        let mut workloads = 0;
+        let mut of_len = 1;
+        for _ in 0..self.ops_max {
+            of_len *= ops;
+            workloads += of_len;
+        }
         workloads * self.depths.len() as u64 * (1 + self.schedules)
     }
 

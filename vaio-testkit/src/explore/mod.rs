@@ -37,6 +37,10 @@ use crate::{Subject, disk::Tier};
 
 /// What is looked for in a run.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each switches a check of its own"
+)]
 pub struct Checks {
     /// Crash images that are checked at every boundary of the last era; empty: none are.
     pub tiers: Vec<Tier>,

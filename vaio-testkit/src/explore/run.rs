@@ -234,14 +234,14 @@ impl Run<'_> {
 
     fn crash(&self, crash: &Crash) {
         match crash.kind {
-            CrashKind::Power => self.rig.lose_power(|point| match &crash.spec {
-                Some(spec) => point.case(spec),
-                None => {
-                    let tape = self.sim.tape();
-                    let mut choose = |n| tape.choose(n, Family::Crash, "keep");
-                    let mut cases = point.cases(&[Tier::Random(1)], &mut choose, &mut |_| true);
-                    cases.pop().expect("one random image")
+            CrashKind::Power => self.rig.lose_power(|point| {
+                if let Some(spec) = &crash.spec {
+                    return point.case(spec);
                 }
+                let tape = self.sim.tape();
+                let mut choose = |n| tape.choose(n, Family::Crash, "keep");
+                let mut cases = point.cases(&[Tier::Random(1)], &mut choose, &mut |_| true);
+                cases.pop().expect("one random image")
             }),
             CrashKind::Kill => {
                 for disk in self.rig.disks() {

@@ -1,7 +1,7 @@
 //! Checks one crash state: what a crash left is recovered by a fresh process, read, and put to a
 //! second era, because a bug of recovery mostly shows in what the next crash finds.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vaio_core::Disk;
 
@@ -67,7 +67,7 @@ impl State {
         let host = sim.host("recovery");
         let disk = open(sim, &rig, &host)?;
         if let Some(seen) = &seen {
-            seen.stop();
+            seen.lock().is_over = true;
         }
         let guest = guest(sim, &disk, &belief);
         run(sim, guest.read_all())?;
@@ -151,11 +151,18 @@ fn run(sim: &Sim, what: impl Future<Output = Result<(), Broken>>) -> Result<(), 
 
 /// What the media held at each boundary of a recovery.
 #[derive(Clone, Debug, Default)]
-struct Watched(Arc<Mutex<(bool, Vec<RigSnapshot>, Vec<Arc<str>>)>>);
+struct Watched(Arc<Mutex<Recovery>>);
+
+#[derive(Debug, Default)]
+struct Recovery {
+    is_over: bool,
+    snapshots: Vec<RigSnapshot>,
+    names: Vec<Arc<str>>,
+}
 
 impl Watched {
-    fn stop(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = true;
+    fn lock(&self) -> MutexGuard<'_, Recovery> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,13 +171,13 @@ const RECOVERY_POINTS_MAX: usize = 256;
 
 fn watch_recovery(sim: &Sim, rig: &Rig) -> Watched {
     let watched = Watched::default();
-    watched.0.lock().unwrap_or_else(PoisonError::into_inner).2 = rig.names();
+    watched.lock().names = rig.names();
     let (shared, rig) = (watched.clone(), rig.clone());
     sim.on_event(move |_| {
-        let mut seen = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !seen.0 && seen.1.len() < RECOVERY_POINTS_MAX {
+        let mut seen = shared.lock();
+        if !seen.is_over && seen.snapshots.len() < RECOVERY_POINTS_MAX {
             let snapshot = rig.snapshot();
-            seen.1.push(snapshot);
+            seen.snapshots.push(snapshot);
         }
     });
     watched
@@ -190,8 +197,9 @@ fn crashes_in_recovery(
             ..lab.checks.clone()
         },
     };
-    let seen = std::mem::take(&mut *watched.0.lock().unwrap_or_else(PoisonError::into_inner));
-    let (_, snapshots, names) = seen;
+    let Recovery {
+        snapshots, names, ..
+    } = std::mem::take(&mut *watched.lock());
     let mut known = std::collections::BTreeSet::new();
     let mut states = 0;
     for snapshot in snapshots {
