@@ -10,7 +10,7 @@ use crate::{
         CrashCase, CrashPoint, Fill, Image, Media, Moments, SidecarSnapshot, SimDevices, SimDisk,
         SimSidecar, Snapshot,
     },
-    sim::{Host, Sim},
+    sim::{Host, Limits, Sim},
 };
 
 /// Name of the lower device in plans and timelines.
@@ -150,6 +150,18 @@ impl RigSnapshot {
     /// What a crash at this moment may leave.
     pub fn crash_point(&self, names: &[Arc<str>]) -> CrashPoint {
         CrashPoint::new(names.iter().map(|name| &**name).zip(&self.disks))
+    }
+}
+
+/// What ends a run of the explorer that does not end by itself. A kick goes beyond the intervals
+/// of background work at test scale, and stays far below the limits that the framework puts on
+/// what hangs.
+pub(super) fn limits() -> Limits {
+    Limits {
+        drain_polls: 100_000,
+        steps: 5_000_000,
+        time: Duration::from_hours(1),
+        kick_max: Duration::from_millis(250),
     }
 }
 

@@ -1,24 +1,19 @@
 //! A run: a plan, carried out in a simulated world, era by era.
 
-use std::time::Duration;
-
 use futures::future::{Either, select};
 use vaio_core::Disk;
 
 use super::{
     BACKING, Belief, Broken, Crash, CrashKind, Guest, Lab, OnError, Plan, Rig,
+    rig::limits,
     watch::{Found, Seen, Watch, Work, values_of},
 };
 use crate::{
     Family, GuestOp, Tape,
     disk::{Fill, Tier},
     oracle::{Oracle, OracleSettings},
-    sim::{Host, Limits, Sim},
+    sim::{Host, Sim},
 };
-
-/// How far a kick lets the clock jump: beyond the intervals of background work at test scale, and
-/// far below the limits that the framework puts on what hangs.
-const KICK_MAX: Duration = Duration::from_millis(250);
 
 /// A plan that broke a promise.
 #[derive(Clone, Debug)]
@@ -61,10 +56,7 @@ pub fn run(lab: &Lab, plan: &Plan, tape: &Tape, seen: &mut Seen) -> Ran {
 
 /// As [`run`], in a world that the caller looks at.
 pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
-    sim.set_limits(Limits {
-        kick_max: KICK_MAX,
-        ..Limits::default()
-    });
+    sim.set_limits(limits());
     let rig = Rig::new(sim, &lab.subject, plan.scale, plan.blocks, Fill::Zero);
     let descriptor = lab.subject.descriptor();
     let settings = OracleSettings {
