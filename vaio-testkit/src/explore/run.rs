@@ -58,6 +58,7 @@ pub fn run(lab: &Lab, plan: &Plan, tape: &Tape, seen: &mut Seen) -> Ran {
 pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
     sim.set_limits(limits());
     let rig = Rig::new(sim, &lab.subject, plan.scale, plan.blocks, Fill::Zero);
+    lab.set_faults(&rig);
     let descriptor = lab.subject.descriptor();
     let settings = OracleSettings {
         flush_retry: descriptor.flush_retry,
@@ -197,17 +198,12 @@ impl Run<'_> {
     }
 
     fn guest<'a>(&'a self, disk: &'a Disk) -> Guest<'a> {
-        let on_error = if self.lab.checks.faults {
-            OnError::Allowed
-        } else {
-            OnError::Broken
-        };
         Guest {
             sim: self.sim,
             disk,
             belief: self.belief,
             depth: self.plan.depth,
-            on_error,
+            on_error: self.lab.on_error(),
         }
     }
 
