@@ -459,6 +459,20 @@ fn zeroes_read_over_a_zero_filled_disk_are_those_that_were_in_place() {
 }
 
 #[test]
+fn zeroes_of_a_failed_write_are_not_taken_for_those_that_overwrote_it() {
+    let mut guest = guest(Promise::AtFlush);
+    let ((write, new), (failing, _)) = (guest.start(WRITE), guest.start(ZERO));
+    guest.fail(failing);
+    let (zero, _) = guest.start(ZERO);
+    guest.end(write);
+    guest.end(zero);
+    guest.sees(Value::Zero).unwrap();
+    guest.done(GuestOp::Flush);
+    guest.0.crash();
+    assert_eq!(guest.refuses(new), Rule::LostWrite);
+}
+
+#[test]
 fn zeroes_of_unknown_origin_are_not_legal_for_longer_than_their_origins() {
     let mut guest = guest(Promise::AtFlush);
     let ((one, _), (two, _)) = (guest.start(ZERO), guest.start(ZERO));
