@@ -27,13 +27,13 @@ use std::sync::Arc;
 use vaio_core::Disk;
 
 pub use broken::Broken;
-pub use guest::{Belief, Guest, IDLE, OnError};
+pub use guest::{Belief, Guest, IDLE, Look, OnError, io_of};
 pub use plan::{Crash, CrashKind, Era, Plan, PlanError};
-pub use rig::{BACKING, Rig, RigSnapshot};
+pub use rig::{BACKING, Rig, RigSnapshot, limits};
 pub use run::{Failure, Ran, replay, run, run_in};
 pub use shrink::{Shrunk, TRIES_MAX, shrink};
 pub use state::{Left, State};
-pub use watch::{Seen, Work};
+pub use watch::{Seen, Work, values_of};
 
 use crate::{
     Subject,

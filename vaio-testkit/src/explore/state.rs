@@ -131,6 +131,7 @@ fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
         belief,
         depth: 1,
         on_error: OnError::Broken,
+        when_quiet: None,
     }
 }
 
