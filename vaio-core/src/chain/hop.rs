@@ -399,11 +399,11 @@ impl<'a> Submit<'a> {
         self.polled(caught, &mut place, self.stage, context)
     }
 
-    /// Whether this hop does the operation of its slot's IO, below observers alone: only then does
-    /// it say how far that IO came. An observer may send another operation first.
+    /// Whether this hop does the whole operation of its slot's IO, below observers alone: only then
+    /// does it say how far that IO came. An observer may send something else, or a part, first.
     #[inline]
     pub(super) fn stands_for_slot(&self) -> bool {
-        self.way.is(Path::Observed) && self.cx.slot.kind() == self.kind
+        self.way.is(Path::Observed) && self.cx.slot.is_for(self.kind, self.extent())
     }
 
     pub(super) fn mark_reached(&self) {
