@@ -121,6 +121,20 @@ impl<'a> Submit<'a> {
             .with_filter(chain.name_of(caller))))
     }
 
+    /// The device belongs to someone else now.
+    #[cold]
+    pub(super) fn not_ours(&mut self) -> Poll<Answer> {
+        let error = Error::new(ErrorKind::Gone, "the disk's exclusive lock is lost")
+            .with_op(self.kind)
+            .with_extent(self.extent());
+        self.leave();
+        if self.stands_for_slot() {
+            self.cx.slot.fail(&error);
+        }
+        self.stage = Stage::Ended;
+        Poll::Ready(Err(error))
+    }
+
     /// The target is a filter that failed before.
     #[cold]
     pub(super) fn pass_unfit(&mut self, layer: &Layer, context: &mut Context<'_>) -> Poll<Answer> {

@@ -312,6 +312,9 @@ impl<'a> Submit<'a> {
     #[inline(never)]
     fn poll_device(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         let chain = self.chain();
+        if chain.core.is_fenced_off() {
+            return self.not_ours();
+        }
         chain.device_counters.ios.add(self.kind);
         chain.core.polling.store(self.to + 1, Relaxed);
         let mut place = ManuallyDrop::new(Poll::Pending);
