@@ -140,7 +140,7 @@ async fn time_over_a_line<F: Future<Output = Result<()>>>(
     };
     let verb = async {
         // The line has formed.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        pause(Duration::from_millis(50)).await;
         verb().await.unwrap();
         start.elapsed()
     };

@@ -176,7 +176,7 @@ impl<W: Wire> Connection<W> {
         }
         match self.wire.poll_close(cx) {
             Poll::Pending => self.stall.poll(cx, false, true).map(Err),
-            closed => closed,
+            closed @ Poll::Ready(_) => closed,
         }
     }
 

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use std::future::poll_fn;
 
-    const TIMEOUT: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_mins(1);
 
     /// Polls every second, as `state` says, until it stalls; the second in which it does.
     async fn stalls_at(
