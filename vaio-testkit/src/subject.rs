@@ -201,6 +201,11 @@ impl Subject {
         self.descriptor.promise.unwrap_or(Promise::AtFlush)
     }
 
+    /// Whether blocks that were never written show what the filter makes of zeroes.
+    pub(crate) fn shows_garbage_first(&self) -> bool {
+        self.descriptor.content == vaio_core::Content::Transformed
+    }
+
     pub(crate) fn factory(&self, scale: Scale) -> Arc<dyn FilterFactory> {
         (self.make)(scale)
     }

@@ -94,12 +94,17 @@ impl Bench {
     }
 
     pub(super) fn open(&self, host: &Host) -> Result<Disk, Broken> {
-        self.sim.run(self.rig.open(host))?.map_err(|error| {
+        let disk = self.sim.run(self.rig.open(host))?.map_err(|error| {
             Broken::new(
                 "open-failed",
                 format!("the disk does not open\n  {}", error.to_line()),
             )
-        })
+        })?;
+        let is_new = self.belief.oracle().history().ops().next().is_none();
+        if is_new && self.subject.shows_garbage_first() {
+            self.run(self.guest(&disk, 1).format())?;
+        }
+        Ok(disk)
     }
 
     pub(super) fn guest<'a>(&'a self, disk: &'a Disk, depth: usize) -> Guest<'a> {

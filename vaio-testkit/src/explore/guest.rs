@@ -108,6 +108,22 @@ impl Guest<'_> {
         Ok(())
     }
 
+    /// Writes zeroes everywhere and flushes: for a disk that shows garbage at first.
+    ///
+    /// # Errors
+    /// A promise was broken.
+    pub async fn format(&self) -> Result<(), Broken> {
+        let count = self.belief.oracle().settings().blocks;
+        self.submit(GuestOp::WriteZeroes {
+            block: 0,
+            count,
+            may_unmap: false,
+            fua: false,
+        })
+        .await?;
+        self.submit(GuestOp::Flush).await
+    }
+
     async fn one(&self, op: GuestOp) -> Result<(), Broken> {
         // When the guest comes is for the simulator to say: before, after or between whatever else
         // may happen.

@@ -64,6 +64,9 @@ pub struct Checks {
     pub ordered: bool,
     /// What fails below; empty: nothing. Where something may fail, errors are honest.
     pub faults: Vec<FaultBelow>,
+    /// What fails below while a crash state is recovered: it may keep the disk from opening, and
+    /// may not make it forget.
+    pub recovery_faults: Vec<FaultBelow>,
 }
 
 impl Default for Checks {
@@ -78,6 +81,7 @@ impl Default for Checks {
             dirty: false,
             ordered: true,
             faults: Vec::new(),
+            recovery_faults: Vec::new(),
         }
     }
 }
@@ -140,9 +144,9 @@ impl Lab {
     }
 
     /// Makes the disks fail as the checks say.
-    fn set_faults(&self, rig: &Rig) {
+    fn set_faults(&self, rig: &Rig, faults: &[FaultBelow]) {
         let (backing, beside) = rig.disks().split_at(1);
-        for fault in &self.checks.faults {
+        for fault in faults {
             let set = |disk: &SimDisk| {
                 disk.faults(|faults| match &fault.how {
                     How::Rule(rule) => faults.add(*rule),

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Family, GuestOp, Tape,
     disk::{Fill, Tier},
-    oracle::{Oracle, OracleSettings},
+    oracle::{Oracle, OracleSettings, Outcome},
     sim::{Host, Sim},
 };
 
@@ -143,7 +143,7 @@ impl Run<'_> {
             let explores = number == last;
             let after = era.crash.as_ref().map(|crash| crash.after);
             let broken_off = self.watch.era(&host, after, explores);
-            let work = self.era(&host, &era.ops, number > 0, explores);
+            let work = self.era(&host, &era.ops, number == 0, explores);
             let ended = self.sim.run(async {
                 // First whether it was broken off: what a dead host's calls answer means nothing.
                 match select(broken_off, std::pin::pin!(work)).await {
@@ -171,9 +171,10 @@ impl Run<'_> {
         &self,
         host: &Host,
         ops: &[GuestOp],
-        after_crash: bool,
+        is_first: bool,
         is_last: bool,
     ) -> Result<Disk, Broken> {
+        let after_crash = !is_first;
         let mut opened = self.rig.open(host).await;
         if opened.is_err() && !self.lab.checks.faults.is_empty() {
             // A fault may keep a disk from opening, but not for longer than it lasts.
@@ -192,9 +193,14 @@ impl Run<'_> {
             )
         })?;
         if !after_crash {
-            self.lab.set_faults(self.rig);
+            self.lab.set_faults(self.rig, &self.lab.checks.faults);
         }
         let guest = self.guest(&disk);
+        if is_first && self.lab.subject.shows_garbage_first() {
+            self.watch.look_away(true);
+            guest.format().await?;
+            self.watch.look_away(false);
+        }
         if after_crash {
             guest.read_all().await?;
             self.lab.look(&disk, self.rig, self.belief)?;
@@ -266,11 +272,20 @@ impl Run<'_> {
             host.kill();
             return Ok(());
         }
+        // A filter that says that the lower device is behind (a mirror that lost a side) is believed
+        // after faults; without any, nothing may be behind.
+        let is_behind = !self.lab.checks.faults.is_empty()
+            && disk
+                .state()
+                .layers
+                .iter()
+                .any(|layer| layer.filter.problem.is_some());
         let closed = self.sim.run(disk.close())?;
         self.watch.end();
         drop(disk);
         host.kill();
         match closed {
+            Ok(()) if is_behind => {}
             Ok(()) => self.closed_clean()?,
             // What a fault did to the filter may keep it from closing clean; nothing is lost.
             Err(_) if !self.lab.checks.faults.is_empty() => self.belief.oracle().crash(),
@@ -326,6 +341,12 @@ impl Run<'_> {
             .snapshot();
         let values = values_of(backing.durable(), self.plan.blocks);
         let mut oracle = self.belief.oracle().clone();
+        if !self.lab.checks.faults.is_empty() {
+            // What a failed flush lost is lost; the last one, of the close, covers the rest.
+            let flush = oracle.submit(&GuestOp::Flush);
+            oracle.ack(flush, Outcome::Ok)?;
+            oracle.crash();
+        }
         for (block, value) in (0..).zip(values) {
             oracle.observe(block, value).map_err(|violation| {
                 Broken::new(

@@ -65,8 +65,7 @@ impl State {
         let before = lab.checks.recovery_crash.then(|| self.oracle.clone());
         let belief = Belief::new(self.oracle);
         let seen = before.is_some().then(|| watch_recovery(sim, &rig));
-        let host = sim.host("recovery");
-        let disk = open(sim, &rig, &host)?;
+        let (host, disk) = recover(lab, sim, &rig)?;
         if let Some(seen) = &seen {
             seen.lock().is_over = true;
         }
@@ -133,6 +132,28 @@ fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
         on_error: OnError::Broken,
         when_quiet: None,
     }
+}
+
+/// Opens what a crash left. Where something fails below it may take a second attempt, without.
+fn recover(lab: &Lab, sim: &Sim, rig: &Rig) -> Result<(Host, Disk), Broken> {
+    let host = sim.host("recovery");
+    if lab.checks.recovery_faults.is_empty() {
+        let disk = open(sim, rig, &host)?;
+        return Ok((host, disk));
+    }
+    lab.set_faults(rig, &lab.checks.recovery_faults);
+    let first = open(sim, rig, &host);
+    for disk in rig.disks() {
+        disk.quiet();
+        disk.restore();
+    }
+    if let Ok(disk) = first {
+        return Ok((host, disk));
+    }
+    host.kill();
+    let host = sim.host("recovery-again");
+    let disk = open(sim, rig, &host)?;
+    Ok((host, disk))
 }
 
 fn open(sim: &Sim, rig: &Rig, host: &Host) -> Result<Disk, Broken> {

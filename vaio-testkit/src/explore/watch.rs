@@ -70,6 +70,7 @@ struct Inner {
     boundary: u32,
     due: Option<Due>,
     explores: bool,
+    is_away: bool,
     signal: Option<oneshot::Sender<()>>,
     seen: Seen,
     found: Option<Found>,
@@ -86,6 +87,7 @@ impl Watch {
             boundary: 0,
             due: None,
             explores: false,
+            is_away: false,
             signal: None,
             seen,
             found: None,
@@ -116,6 +118,11 @@ impl Watch {
         broken_off
     }
 
+    /// Looks away, or looks again.
+    pub(super) fn look_away(&self, is_away: bool) {
+        self.lock().is_away = is_away;
+    }
+
     /// Looks no more.
     pub(super) fn end(&self) {
         let mut inner = self.lock();
@@ -132,6 +139,9 @@ impl Watch {
     /// A completion below, or an answer to the guest.
     pub(super) fn boundary(&self) {
         let mut inner = self.lock();
+        if inner.is_away {
+            return;
+        }
         inner.boundary += 1;
         inner.work.boundaries += 1;
         if inner
