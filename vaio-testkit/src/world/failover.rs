@@ -11,7 +11,13 @@ use super::{
     ha::{NotOpened, Opened, Rules, Stack, Vm},
     host::Local,
 };
-use crate::{GuestOp, Subject, Tape, explore::Broken};
+use crate::{
+    Family, GuestOp, Subject, Tape,
+    explore::{Broken, OnError},
+};
+
+/// Events within which the host dies under a write.
+const SOON: u32 = 4;
 
 /// The guest starts on host `a`, works, and its host dies.
 async fn one_era(vm: &Vm, shelf: &Local) -> Result<(), Broken> {
@@ -100,18 +106,23 @@ pub(super) fn ghost_write_by(subject: &Subject, tape: &Tape, rules: Rules) -> Re
     play(subject, tape, rules, |vm| async move {
         let shelf = vm.blank();
         let opened = vm.must_open(&vm.sim().host("a"), &shelf).await?;
+        vm.work(&opened, &ops(&vm), depth(&vm)).await?;
         // Nothing waits for it: it is under way when the host dies.
         let write = GuestOp::Write {
             block: 0,
             count: 1,
             fua: false,
         };
-        let guest = vm.guest(&opened, 1, crate::explore::OnError::Broken);
-        match select(pin!(guest.submit(write)), pin!(fate(&vm))).await {
+        let guest = vm.guest(&opened, 1, OnError::Broken);
+        let soon = async {
+            for _ in 0..vm.sim().tape().choose(SOON, Family::Crash, "soon") {
+                vm.sim().event(None, "fate").await;
+            }
+        };
+        match select(pin!(guest.submit(write)), pin!(soon)).await {
             Either::Left((done, _)) => done?,
             Either::Right(_) => {}
         }
-        work_until_fate(&vm, &opened).await?;
         die(&vm, opened, &shelf);
         let opened = vm.must_open(&vm.sim().host("b"), &shelf).await?;
         go_on(&vm, &opened).await

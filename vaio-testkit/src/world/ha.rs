@@ -326,7 +326,7 @@ pub fn is_fenced(error: &Error) -> bool {
 }
 
 /// Time is an adversary here: IO that takes long by the virtual clock is not a fault.
-fn patient() -> DiskSettings {
+pub(super) fn patient() -> DiskSettings {
     let mut settings = DiskSettings::default();
     settings.stall_report_after = Duration::from_hours(1);
     settings.stall_fail_after = Duration::from_hours(2);

@@ -254,6 +254,12 @@ impl Lease {
         self.lock_state().record.clone()
     }
 
+    /// Whether [`record`](Self::record) is what the store has: false while a change is under way, or
+    /// its outcome is open.
+    pub fn is_sure(&self) -> bool {
+        !self.lock_state().is_unsure
+    }
+
     /// Changes the record while it is still this owner's, and so renews the lease.
     ///
     /// # Errors
@@ -272,6 +278,7 @@ impl Lease {
         record.beat += 1;
         change(&mut record);
         let started = held.host.rt().now();
+        self.lock_state().is_unsure = true;
         let result = settle(&held.store, &held.host, version, &record, held.nonce).await;
         let mut state = self.lock_state();
         match result {
@@ -279,11 +286,11 @@ impl Lease {
                 state.version = version;
                 state.record = record;
                 state.valid_until = started + held.length;
+                state.is_unsure = false;
                 Ok(())
             }
             Err(error) => {
                 state.is_lost |= matches!(error, NotOwner::Taken(_));
-                state.is_unsure = true;
                 Err(error)
             }
         }

@@ -17,6 +17,7 @@ use std::{
     fmt,
     future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use vaio_core::sync::Notify;
@@ -27,6 +28,9 @@ use crate::{Family, Host, Sim};
 pub const TROUBLE_ONE_IN: u32 = 12;
 /// Messages under way on one connection in one direction; more is a flood.
 pub const FLYING_MAX: usize = 4096;
+
+/// How late what a broken connection left under way may be: later than whoever dials again.
+pub const LATE: Duration = Duration::from_millis(300);
 
 /// How a link carries messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -282,9 +286,36 @@ impl<M: Send + 'static> Shared<M> {
         let name = &self.events[from as usize];
         let event = self
             .sim
-            .event_with(None, name, move || shared.arrive(from, arrival));
+            .event_with(None, name, move || shared.picked(from, arrival));
         // It is under way whoever waits for it.
         drop(event.detach());
+    }
+
+    /// What a broken connection left under way may be held up by something that no one sees.
+    fn is_late(&self, arrival: Arrival) -> bool {
+        let Arrival::Message { connection, .. } = arrival else {
+            return false;
+        };
+        let state = self.lock();
+        let is_broken = state
+            .connections
+            .get(&connection)
+            .is_some_and(|connection| connection.is_broken);
+        drop(state);
+        let name = format!("{}.late", self.name);
+        is_broken && self.sim.tape().choose(2, Family::Net, &name) == 1
+    }
+
+    /// An arrival's event was picked.
+    fn picked(self: &Arc<Self>, from: Side, arrival: Arrival) {
+        if !self.is_late(arrival) {
+            return self.arrive(from, arrival);
+        }
+        let (shared, sim) = (Arc::clone(self), self.sim.clone());
+        self.sim.spawn("link.late", async move {
+            sim.sleep(LATE).await;
+            shared.arrive(from, arrival);
+        });
     }
 
     fn arrive(&self, from: Side, arrival: Arrival) {

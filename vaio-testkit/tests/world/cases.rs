@@ -1,19 +1,8 @@
 //! The cases for any filter.
 
-use vaio_testkit::{Swarm, Tape, world::CASES};
+use vaio_testkit::{Tape, world::CASES};
 
-use super::subjects::twins;
-
-fn seeds() -> u64 {
-    std::env::var("VAIO_WORLD_SEEDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(20)
-}
-
-fn tape(seed: u64) -> Tape {
-    Tape::random(seed).with_swarm(Swarm::random(seed))
-}
+use super::{seeds, subjects::twins, tape};
 
 #[test]
 fn correct_twins_raise_no_alarm() {

@@ -32,6 +32,14 @@ fn owner(cx: &AttachContext) -> u64 {
     cx.epoch().saturating_mul(OWNER).max(OWNER)
 }
 
+/// Two of the bugs keep the epoch, and would only be refused here.
+const fn checks_owner(bug: Option<Bug>) -> bool {
+    !matches!(
+        bug,
+        Some(Bug::StaleLogReplayed | Bug::EpochKept | Bug::SequenceReset)
+    )
+}
+
 /// Key in the sidecar: the epoch whose log was empty when the disk was closed.
 pub(super) const CLEAN_EPOCH: &str = "clean_epoch";
 
@@ -52,8 +60,8 @@ pub(super) async fn open(
                  was written with",
             ));
         }
-        // O4. `EpochKept` has no number to compare.
-        Some(found) if found.epoch < owner(cx) - OWNER && bug != Some(Bug::EpochKept) => {
+        // O4.
+        Some(found) if found.epoch < owner(cx) - OWNER && checks_owner(bug) => {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 "the cache device was left behind: the disk was opened without it since; detach \
