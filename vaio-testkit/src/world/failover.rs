@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     Family, GuestOp, Subject, Tape,
+    disk::HELD_UP,
     explore::{Broken, OnError},
 };
 
@@ -125,7 +126,9 @@ pub(super) fn ghost_write_by(subject: &Subject, tape: &Tape, rules: Rules) -> Re
         }
         die(&vm, opened, &shelf);
         let opened = vm.must_open(&vm.sim().host("b"), &shelf).await?;
-        go_on(&vm, &opened).await
+        go_on(&vm, &opened).await?;
+        vm.sim().sleep(HELD_UP + HELD_UP).await;
+        vm.read_twice(&opened).await
     })
 }
 
