@@ -14,6 +14,7 @@ mod subject;
 pub mod tape;
 pub mod twins;
 pub mod workload;
+pub mod world;
 pub mod zoo;
 
 pub use oracle::{Oracle, OracleSettings, Outcome, Violation};

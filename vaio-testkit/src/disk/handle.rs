@@ -8,6 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use futures::channel::oneshot;
 use vaio_core::{
     AllocationMap, BlockDevice, DeviceInfo, DiscardReads, Error, ErrorKind, Extent, Io, Op, OpKind,
     Reply, Result, Support,
@@ -17,9 +18,9 @@ use super::{
     fault::Fault,
     journal::{Fate, LowerIo},
     mutation::{Change, Moment, MutationId},
-    sim_disk::{Flying, SimDisk, State},
+    sim_disk::{Flying, HELD_UP, SimDisk, State},
 };
-use crate::{Family, Host};
+use crate::{Family, Host, Sim};
 
 /// Blocks that a device which ignores the ragged ends of a discard really gives up, in bytes.
 const DISCARD_GRAIN: u32 = 4096;
@@ -338,6 +339,20 @@ fn misfit(info: &DeviceInfo, op: &Op) -> Option<&'static str> {
     }
 }
 
+/// Something on the way to shared storage holds an IO up: it happens all the same, long after.
+async fn held_up(sim: &Sim, name: String, land: impl FnOnce() + Send + 'static) {
+    let (done, landed) = oneshot::channel();
+    let world = sim.clone();
+    sim.spawn("disk.held-up", async move {
+        world.sleep(HELD_UP).await;
+        world.event_with(None, &name, land).detach().await;
+        // Whoever waited may be dead.
+        let _ = done.send(());
+    });
+    // It is only dropped with the world.
+    let _ = landed.await;
+}
+
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl BlockDevice for Handle {
@@ -365,12 +380,16 @@ impl BlockDevice for Handle {
         let answer = Arc::new(Mutex::new(None));
         let name = shared.fault_name(io.op.kind());
         let (disk, slot) = (self.disk.clone(), Arc::clone(&answer));
-        // Of no host, and detached: it happens whether or not the process lives to see it.
-        let event = shared.sim.event_with(None, name, move || {
+        let land = move || {
             let result = finish(&disk, &io.op, &started);
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = result;
-        });
-        event.detach().await;
+        };
+        if shared.holds_up() {
+            held_up(&shared.sim, name.to_owned(), land).await;
+        } else {
+            // Of no host, and detached: it happens whether or not the process lives to see it.
+            shared.sim.event_with(None, name, land).detach().await;
+        }
         let result = answer.lock().unwrap_or_else(PoisonError::into_inner).take();
         match result {
             _ if self.is_dead() => pending().await,
