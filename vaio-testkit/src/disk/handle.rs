@@ -99,7 +99,12 @@ impl Handle {
             submitted: (shared.sim.now(), submitted),
             ended: None,
             fate: Fate::InFlight,
+            data: written(&io.op).filter(|_| shared.sim.trace().is_on()),
         });
+        // The trace puts the IO into its place among all that happens; the journal knows the rest.
+        shared
+            .sim
+            .note(Some(&self.host), "submit", entry, || shared.name.clone());
         state.last_ticket += 1;
         let ticket = state.last_ticket;
         let (host, epoch) = (self.host.clone(), self.epoch);
@@ -150,6 +155,16 @@ fn finish(disk: &SimDisk, op: &Op, started: &Started) -> Option<Result<Reply>> {
     state
         .journal
         .end(flying.entry, (shared.sim.now(), at), result.is_ok());
+    if let Ok(Reply::Data(data)) = &result
+        && shared.sim.trace().is_on()
+    {
+        state.journal.returned(flying.entry, data);
+    }
+    shared
+        .sim
+        .note(Some(&flying.host), "done", flying.entry, || {
+            shared.name.clone()
+        });
     Some(result)
 }
 
@@ -301,6 +316,13 @@ fn change_of(state: &State, op: &Op, fault: Option<Fault>) -> Option<Change> {
         Op::Discard { extent, .. } => Some(Change::Discard {
             count: extent.len() / len,
         }),
+        _ => None,
+    }
+}
+
+fn written(op: &Op) -> Option<Bytes> {
+    match op {
+        Op::Write { data, .. } => Some(data.clone()),
         _ => None,
     }
 }
