@@ -4,6 +4,7 @@
 pub mod disk;
 pub mod explore;
 pub mod oracle;
+pub mod report;
 pub mod sim;
 pub mod stamp;
 #[cfg(feature = "proptest")]
