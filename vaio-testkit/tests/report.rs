@@ -2,11 +2,9 @@
 
 use vaio_core::Promise;
 use vaio_testkit::{
-    Swarm, Tape,
-    explore::{
-        Failure, Lab, Plan, Seen, TRIES_MAX, enumerate::Space, replay, run, shrink,
-    },
-    report::{Around, Recording, record, text},
+    GuestOp, Scale, Schedule, Swarm, Tape,
+    explore::{Failure, Lab, Plan, Seen, TRIES_MAX, enumerate::Space, replay, run, shrink},
+    report::{Around, html, record, text},
     twins::write_back::WriteBackFactory,
     zoo::Bug,
 };
@@ -17,10 +15,9 @@ fn lab(bug: Bug) -> Lab {
     ))
 }
 
-/// The first run of the small space that fails.
-fn find(lab: &Lab, ops_max: usize) -> Failure {
+fn find(lab: &Lab) -> Option<Failure> {
     let mut space = Space::new("crash::found", 2);
-    space.ops_max = ops_max;
+    space.ops_max = 2;
     let mut seen = Seen::default();
     for small in space.runs() {
         let tape = match small.seed {
@@ -28,10 +25,20 @@ fn find(lab: &Lab, ops_max: usize) -> Failure {
             Some(seed) => Tape::random(seed).with_swarm(Swarm::random(seed)),
         };
         if let Some(failure) = run(lab, &small.plan, &tape, &mut seen).failure {
-            return *failure;
+            return Some(*failure);
         }
     }
-    panic!("no failure in {} runs", space.len());
+    let w = |block, count| GuestOp::Write { block, count, fua: false };
+    for seed in 0..6000 {
+        let ops = [vec![w(0, 1), w(0, 1), GuestOp::Flush], vec![w(0, 1), w(0, 1), w(1,1), w(0,1), w(0,2), GuestOp::Idle,  w(0,1)], vec![w(0, 2), w(1, 1), w(0,1), w(1,1)]][seed as usize % 3].clone();
+        let mut plan = Plan::new("crash::found", Scale::Tiny, 2, 1 + (seed as usize / 3) % 3, ops);
+        plan.schedule = if seed % 2 == 0 { Schedule::Random } else { Schedule::Fifo };
+        let tape = Tape::random(seed).with_swarm(Swarm::random(seed));
+        if let Some(failure) = run(lab, &plan, &tape, &mut seen).failure {
+            return Some(*failure);
+        }
+    }
+    None
 }
 
 /// As small as it gets, with its size before.
@@ -47,18 +54,30 @@ fn shrunk(lab: &Lab, failure: &Failure) -> Plan {
 #[test]
 #[ignore = "for the eye"]
 fn show() {
+    let names = std::env::var("SHOW").unwrap_or_default();
     for bug in [
         Bug::SecondWriteNotLogged,
         Bug::SequenceReset,
         Bug::ClearsNewerDirty,
+        Bug::NoDataChecksum,
+        Bug::TailBeforeFlush,
+        Bug::TailPassesSuperseded,
+        Bug::AckBeforeFlush,
+        Bug::SlotFreedBeforeTail,
+        Bug::DestageUnordered,
     ] {
+        if !names.contains(&format!("{bug:?}")) {
+            continue;
+        }
         let lab = lab(bug);
         let begin = std::time::Instant::now();
-        let failure = find(&lab, 3);
-        eprintln!("{bug:?} found after {:?}", begin.elapsed());
+        let Some(failure) = find(&lab) else { println!("{bug:?} not found {:?}", begin.elapsed()); continue };
+        println!("{bug:?} found after {:?} {}", begin.elapsed(), failure.plan);
         let plan = shrunk(&lab, &failure);
-        eprintln!("shrunk after {:?}", begin.elapsed());
+        println!("shrunk after {:?}", begin.elapsed());
         let recording = record(&lab, &plan).expect("the plan fails");
-        println!("{}", text(&recording, &Around::default()));
+        let around = Around { before: Some((failure.plan.ops(), failure.plan.crashes())), replay: "VAIO_PLAN=x cargo test".into(), files: vec![] };
+        println!("{}", text(&recording, &around));
+        std::fs::write(format!("/tmp/wt/{bug:?}.html"), html(&recording, &around)).unwrap();
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Builder<'a> {
     begun: BTreeMap<(usize, u64), usize>,
     eras: usize,
     timer_fired: bool,
+    /// The task that a timer woke, until it does something.
+    woken: Option<(&'static str, TraceEvent)>,
 }
 
 impl<'a> Builder<'a> {
@@ -70,6 +72,7 @@ impl<'a> Builder<'a> {
             begun: BTreeMap::new(),
             eras: 0,
             timer_fired: false,
+            woken: None,
         }
     }
 
@@ -93,6 +96,9 @@ impl<'a> Builder<'a> {
 
     fn event(&mut self, event: &TraceEvent) {
         let number = u32::try_from(event.value).unwrap_or(0);
+        if matches!(event.kind, "submit" | "probe" | "buggify") {
+            self.show_woken(event);
+        }
         match event.kind {
             "step" => self.step(event),
             "guest" => self.asked(event, OpId(number)),
@@ -104,7 +110,10 @@ impl<'a> Builder<'a> {
             "timer" => self.timer_fired = true,
             "poll" => self.polled(event),
             "probe" | "buggify" => {
-                let text = format!("{}: {}", event.kind, event.text);
+                let text = match event.kind {
+                    "probe" => format!("* {}", event.text),
+                    _ => format!("kicked: {}", event.text),
+                };
                 self.push(event, None, What::Filter(text));
             }
             "event" if event.text.starts_with("sidecar.") => {
@@ -171,14 +180,20 @@ impl<'a> Builder<'a> {
         self.now.rows[row].matters = matters;
     }
 
-    /// A timer was due, and this task runs next: it was the one that waited.
+    /// A timer was due, and this task runs next: it was the one that waited. Shown if the task
+    /// then does anything.
     fn polled(&mut self, event: &TraceEvent) {
-        let fired = std::mem::take(&mut self.timer_fired);
-        if let Some(task) = event.task
-            && fired
-            && task != "main"
-        {
-            self.push(event, None, What::Filter(format!("timer wakes {task}")));
+        if std::mem::take(&mut self.timer_fired) {
+            self.woken = event.task.map(|task| (task, event.clone()));
+        }
+    }
+
+    fn show_woken(&mut self, event: &TraceEvent) {
+        let Some((task, woken)) = self.woken.take() else {
+            return;
+        };
+        if event.task == Some(task) && task != "main" {
+            self.push(&woken, None, What::Filter(format!("timer wakes {task}")));
         }
     }
 
@@ -323,7 +338,9 @@ impl<'a> Builder<'a> {
                 is_acked: io.ended.is_some(),
             });
         }
-        let at = last.map_or(String::new(), |(_, boundary)| format!(", boundary {boundary}"));
+        let at = last.map_or(String::new(), |(_, boundary)| {
+            format!(", boundary {boundary}")
+        });
         self.now.crash = Some(Crash {
             title: format!("power fails{at}"),
             undecided,
@@ -352,9 +369,13 @@ impl<'a> Builder<'a> {
                 is_acked: false,
             });
         }
-        let at = last.map_or(String::new(), |(_, boundary)| format!(", boundary {boundary}"));
+        let at = last.map_or(String::new(), |(_, boundary)| {
+            format!(", boundary {boundary}")
+        });
         self.now.crash = Some(Crash {
-            title: format!("the process is killed{at}; what devices acknowledged stays, as volatile as before"),
+            title: format!(
+                "the process is killed{at}; what devices acknowledged stays, as volatile as before"
+            ),
             undecided,
         });
     }

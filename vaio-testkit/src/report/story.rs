@@ -1,6 +1,8 @@
 //! Where the data of one block went: for each write of the guest, what each lower device ever had
 //! of it, and whether it was durable. Mostly this alone explains a lost write. Pure.
 
+use vaio_core::OpKind;
+
 use super::record::{Chapter, LowerIo, touches};
 use crate::{
     GuestOp,
@@ -60,11 +62,13 @@ fn places(chapters: &[Chapter], id: OpId, block: u64) -> Vec<Place> {
         io.is_mutation() && stamps.any(|stamp| stamp.op == id.0 && stamp.block == block)
     };
     let mut found = Vec::new();
-    for io in chapters.iter().flat_map(|chapter| &chapter.ios) {
-        if carries(io) {
+    for (number, chapter) in chapters.iter().enumerate() {
+        for io in chapter.ios.iter().filter(|io| carries(io)) {
+            let later = &chapters[number + 1..];
+            let read = read_back(later, io, id, block);
             found.push(Place {
                 disk: Some(io.disk),
-                text: format!("{} [{}] {}", io.name, io.range(), state(io)),
+                text: format!("{} [{}] {}{read}", io.name, io.range(), state(io)),
             });
         }
     }
@@ -72,6 +76,26 @@ fn places(chapters: &[Chapter], id: OpId, block: u64) -> Vec<Place> {
         found.push(nowhere("never written to any lower device"));
     }
     found
+}
+
+/// Whether what is beside the backing was ever looked at again: what recovery did not read, it
+/// cannot have used.
+fn read_back(later: &[Chapter], io: &LowerIo, id: OpId, block: u64) -> &'static str {
+    if later.is_empty() || io.disk == 0 || io.fate == Fate::Lost {
+        return "";
+    }
+    let returns = |read: &LowerIo| {
+        let mut stamps = read.stamps.iter();
+        read.op == OpKind::Read
+            && read.disk == io.disk
+            && stamps.any(|stamp| stamp.op == id.0 && stamp.block == block)
+    };
+    let is_read = later.iter().flat_map(|chapter| &chapter.ios).any(returns);
+    if is_read {
+        ", read again after the crash"
+    } else {
+        ", never read again"
+    }
 }
 
 fn nowhere(text: &str) -> Place {

@@ -18,8 +18,8 @@ pub const LINES_MAX: usize = 60;
 
 const CLOCK: usize = 4;
 const TIME: usize = 8;
-const GUEST: usize = 26;
-const FILTER: usize = 20;
+const GUEST: usize = 24;
+const FILTER: usize = 22;
 /// Narrowest lane of a lower device.
 const LANE_MIN: usize = 18;
 const MARK: usize = 2;
@@ -65,7 +65,11 @@ pub(super) fn sizes(recording: &Recording, around: &Around) -> String {
         let plural = |n: usize, word: &str, more: &str| {
             format!("{n} {word}{}", if n == 1 { "" } else { more })
         };
-        format!("{}, {}", plural(ops, "op", "s"), plural(crashes, "crash", "es"))
+        format!(
+            "{}, {}",
+            plural(ops, "op", "s"),
+            plural(crashes, "crash", "es")
+        )
     };
     let now = size(recording.plan.ops(), crashes(recording));
     match around.before {
@@ -109,6 +113,18 @@ fn story(out: &mut String, recording: &Recording) {
     }
 }
 
+fn legend(out: &mut String, recording: &Recording) {
+    if let Some(block) = recording.broken.block {
+        let _ = writeln!(out, "*   concerns block {block}");
+    }
+    out.push_str(
+        "t   the guest's clock, as in the explanation\n\
+         #2  data of the guest's op #2; #2@7 its data for block 7; meta: the filter's own bytes\n\
+         w3  a write below, w3' in the world after the crash; meta(w3): as w3 wrote it\n\
+         > < submitted, answered; without either: answered before anything else happened\n\n",
+    );
+}
+
 /// Widths of the lanes after the two columns of time.
 struct Lanes {
     widths: Vec<usize>,
@@ -130,8 +146,10 @@ impl Lanes {
     fn titles(&self, out: &mut String, recording: &Recording) {
         let mut cells = vec!["guest".to_owned(), "filter".to_owned()];
         cells.extend(recording.disks.iter().cloned());
+        legend(out, recording);
         self.print(out, ' ', "t", "time", &cells);
-        let total = MARK + CLOCK + 1 + TIME + self.widths.iter().sum::<usize>() + 3 * self.widths.len();
+        let total =
+            MARK + CLOCK + 1 + TIME + self.widths.iter().sum::<usize>() + 3 * self.widths.len();
         let _ = writeln!(out, "{}", "-".repeat(total.min(WIDTH)));
     }
 
@@ -180,11 +198,7 @@ impl Lanes {
             What::Submit(io) => {
                 let io = &chapter.ios[*io];
                 cells[1] = io.task.unwrap_or_default().to_owned();
-                cells[2 + io.disk] = if line.is_whole {
-                    whole(io)
-                } else {
-                    begun(io)
-                };
+                cells[2 + io.disk] = if line.is_whole { whole(io) } else { begun(io) };
             }
             What::Done(io) => {
                 let io = &chapter.ios[*io];
@@ -264,7 +278,11 @@ fn ended(io: &LowerIo) -> String {
 
 fn whole(io: &LowerIo) -> String {
     match (io.op, io.fate) {
-        (OpKind::Read, Fate::Acked) => with_content(io, title(io)),
+        (OpKind::Read | OpKind::Write | OpKind::WriteZeroes | OpKind::Discard, fate)
+            if fate != Fate::Failed && !(io.is_fua && io.durable == io.ended) =>
+        {
+            with_content(io, title(io))
+        }
         _ => format!("{}; {}", with_content(io, title(io)), answer(io)),
     }
 }
