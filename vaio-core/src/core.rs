@@ -112,6 +112,8 @@ pub(crate) struct Core {
     pub(crate) latency: [Histogram; OpKind::COUNT],
     counters: Mutex<Counters>,
     closed: AtomicBool,
+    /// Someone else owns the disk.
+    fenced_off: AtomicBool,
     /// Whether the watcher sleeps for want of IO; whoever starts an IO wakes it.
     pub(crate) is_watch_idle: AtomicBool,
     pub(crate) watch: Notify,
@@ -151,6 +153,7 @@ impl Core {
             latency: std::array::from_fn(|_| Histogram::default()),
             counters: Mutex::default(),
             closed: AtomicBool::new(false),
+            fenced_off: AtomicBool::new(false),
             is_watch_idle: AtomicBool::new(false),
             watch: Notify::default(),
             published: Latest::new(()),
@@ -247,6 +250,17 @@ impl Core {
         self.keeper.wake();
         self.watch.notify_all();
         self.kick_all();
+    }
+
+    /// Closes, and lets nothing reach the device any more.
+    pub(crate) fn fence_off(&self) {
+        self.fenced_off.store(true, Relaxed);
+        self.set_closed();
+    }
+
+    #[inline]
+    pub(crate) fn is_fenced_off(&self) -> bool {
+        self.fenced_off.load(Relaxed)
     }
 
     pub(crate) fn gone(&self) -> Error {

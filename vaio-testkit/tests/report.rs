@@ -11,7 +11,12 @@ use vaio_testkit::{
 
 fn lab(bug: Bug) -> Lab {
     Lab::new(vaio_testkit::Subject::new(
-        WriteBackFactory::tiny(Promise::AtAck).with_bug(bug),
+        WriteBackFactory::tiny(if bug == Bug::ClearsNewerDirty {
+            Promise::AtFlush
+        } else {
+            Promise::AtAck
+        })
+        .with_bug(bug),
     ))
 }
 
@@ -28,11 +33,38 @@ fn find(lab: &Lab) -> Option<Failure> {
             return Some(*failure);
         }
     }
-    let w = |block, count| GuestOp::Write { block, count, fua: false };
+    let w = |block, count| GuestOp::Write {
+        block,
+        count,
+        fua: false,
+    };
     for seed in 0..6000 {
-        let ops = [vec![w(0, 1), w(0, 1), GuestOp::Flush], vec![w(0, 1), w(0, 1), w(1,1), w(0,1), w(0,2), GuestOp::Idle,  w(0,1)], vec![w(0, 2), w(1, 1), w(0,1), w(1,1)]][seed as usize % 3].clone();
-        let mut plan = Plan::new("crash::found", Scale::Tiny, 2, 1 + (seed as usize / 3) % 3, ops);
-        plan.schedule = if seed % 2 == 0 { Schedule::Random } else { Schedule::Fifo };
+        let ops = [
+            vec![w(0, 1), w(0, 1), GuestOp::Flush],
+            vec![
+                w(0, 1),
+                w(0, 1),
+                w(1, 1),
+                w(0, 1),
+                w(0, 2),
+                GuestOp::Idle,
+                w(0, 1),
+            ],
+            vec![w(0, 2), w(1, 1), w(0, 1), w(1, 1)],
+        ][seed as usize % 3]
+            .clone();
+        let mut plan = Plan::new(
+            "crash::found",
+            Scale::Tiny,
+            2,
+            1 + (seed as usize / 3) % 3,
+            ops,
+        );
+        plan.schedule = if seed % 2 == 0 {
+            Schedule::Random
+        } else {
+            Schedule::Fifo
+        };
         let tape = Tape::random(seed).with_swarm(Swarm::random(seed));
         if let Some(failure) = run(lab, &plan, &tape, &mut seen).failure {
             return Some(*failure);
@@ -71,12 +103,19 @@ fn show() {
         }
         let lab = lab(bug);
         let begin = std::time::Instant::now();
-        let Some(failure) = find(&lab) else { println!("{bug:?} not found {:?}", begin.elapsed()); continue };
+        let Some(failure) = find(&lab) else {
+            println!("{bug:?} not found {:?}", begin.elapsed());
+            continue;
+        };
         println!("{bug:?} found after {:?} {}", begin.elapsed(), failure.plan);
         let plan = shrunk(&lab, &failure);
         println!("shrunk after {:?}", begin.elapsed());
         let recording = record(&lab, &plan).expect("the plan fails");
-        let around = Around { before: Some((failure.plan.ops(), failure.plan.crashes())), replay: "VAIO_PLAN=x cargo test".into(), files: vec![] };
+        let around = Around {
+            before: Some((failure.plan.ops(), failure.plan.crashes())),
+            replay: "VAIO_PLAN=x cargo test".into(),
+            files: vec![],
+        };
         println!("{}", text(&recording, &around));
         std::fs::write(format!("/tmp/wt/{bug:?}.html"), html(&recording, &around)).unwrap();
     }

@@ -193,8 +193,8 @@ async fn part(
     site: &'static Location<'static>,
 ) -> Result<Reply> {
     let slot = Arc::<Slot>::default();
-    slot.is_sampled
-        .store(whole.slot.is_sampled.load(Relaxed), Relaxed);
+    let is_sampled = whole.slot.is_sampled.load(Relaxed);
+    slot.start(io.id, io.op.kind(), io.op.extent(), 0, is_sampled);
     let cx = IoCx {
         chain: Arc::clone(&whole.chain),
         slot,

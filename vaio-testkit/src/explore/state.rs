@@ -8,7 +8,7 @@ use vaio_core::Disk;
 use super::{
     Broken, Checks, Lab,
     guest::{Belief, Guest, OnError},
-    rig::{Rig, RigSnapshot},
+    rig::{Rig, RigSnapshot, limits},
 };
 use crate::{
     GuestOp, Scale, Tape,
@@ -61,6 +61,7 @@ impl State {
 
     /// As [`check_in`](Self::check_in), with what is left of the world.
     pub(crate) fn recorded_in(self, lab: &Lab, sim: &Sim) -> (Result<u64, Broken>, Rig, Belief) {
+        sim.set_limits(limits());
         let subject = &lab.subject;
         let rig = match self.left {
             Left::Images(images) => Rig::of_images(sim, subject, self.scale, images, self.sidecar),
@@ -147,6 +148,7 @@ fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
         belief,
         depth: 1,
         on_error: OnError::Broken,
+        when_quiet: None,
     }
 }
 

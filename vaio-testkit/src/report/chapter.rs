@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use vaio_core::OpKind;
 
 use super::{
-    content::{Labels, blocks_of, stamps_of},
+    content::{Labels, blocks_of, joined, own_of, stamps_of},
     record::{Chapter, Crash, LowerIo, Row, Undecided, What, touches},
 };
 use crate::{
@@ -227,7 +227,9 @@ impl<'a> Builder<'a> {
             },
             is_fua: io.is_fua,
             task: event.task.filter(|task| *task != "main"),
+            labels: Vec::new(),
             content: String::new(),
+            own: Vec::new(),
             stamps: Vec::new(),
             submitted: self.now.rows.len(),
             ended: None,
@@ -243,7 +245,9 @@ impl<'a> Builder<'a> {
         if let Some(data) = io.data.as_ref().filter(|_| io.op == OpKind::Write) {
             let data = blocks_of(data, self.disks[disk].block as usize);
             entry.stamps = stamps_of(&data);
-            entry.content = self.labels.of_write(disk, blocks.0, &data, &entry.name);
+            entry.own = own_of(blocks.0, &data);
+            entry.labels = self.labels.of_write(disk, blocks.0, &data, &entry.name);
+            entry.content = joined(&entry.labels);
         }
         let carries = entry.stamps.iter().any(|s| Some(s.block) == self.block);
         let covers = (self.block).is_some_and(|b| (blocks.0..blocks.1).contains(&b));
@@ -275,7 +279,9 @@ impl<'a> Builder<'a> {
         if let Some(data) = io.data.as_ref().filter(|_| io.op == OpKind::Read) {
             let data = blocks_of(data, self.disks[disk].block as usize);
             entry.stamps = stamps_of(&data);
-            entry.content = self.labels.of_read(disk, entry.blocks.0, &data);
+            entry.own = own_of(entry.blocks.0, &data);
+            entry.labels = self.labels.of_read(disk, entry.blocks.0, &data);
+            entry.content = joined(&entry.labels);
             entry.matters |= (entry.stamps.iter()).any(|s| Some(s.block) == self.block);
         }
         let is_ok = io.fate != Fate::Failed;
@@ -339,8 +345,14 @@ impl<'a> Builder<'a> {
             });
         }
         let at = last.map_or(String::new(), |(_, boundary)| {
-            format!(", boundary {boundary}")
+            format!(" after boundary {boundary}")
         });
+        if self.world > 0 {
+            // What the guest does here is not in the plan.
+            self.now
+                .title
+                .push_str("; the kit reads it back and lets it work on");
+        }
         self.now.crash = Some(Crash {
             title: format!("power fails{at}"),
             undecided,
@@ -370,7 +382,7 @@ impl<'a> Builder<'a> {
             });
         }
         let at = last.map_or(String::new(), |(_, boundary)| {
-            format!(", boundary {boundary}")
+            format!(" after boundary {boundary}")
         });
         self.now.crash = Some(Crash {
             title: format!(

@@ -30,24 +30,25 @@ impl Labels {
         first: u64,
         blocks: &[Bytes],
         name: &str,
-    ) -> String {
+    ) -> Vec<String> {
         for (block, bytes) in (first..).zip(blocks) {
             let writers = self.writers.entry((disk, block)).or_default();
             writers.push((bytes.clone(), name.to_owned()));
         }
         let own = self.own(disk);
-        joined((first..).zip(blocks).map(|(block, bytes)| {
+        let label = |(block, bytes): (u64, &Bytes)| {
             let value = Value::decode(bytes, Check::Full);
             match value {
                 Value::Other(_) => own.to_owned(),
                 value => value.label(block),
             }
-        }))
+        };
+        (first..).zip(blocks).map(label).collect()
     }
 
     /// What a read returned.
-    pub(super) fn of_read(&self, disk: usize, first: u64, blocks: &[Bytes]) -> String {
-        joined((first..).zip(blocks).map(|(block, bytes)| {
+    pub(super) fn of_read(&self, disk: usize, first: u64, blocks: &[Bytes]) -> Vec<String> {
+        let label = |(block, bytes): (u64, &Bytes)| {
             let value = Value::decode(bytes, Check::Full);
             match value {
                 Value::Other(_) => match self.writer(disk, block, bytes) {
@@ -56,7 +57,8 @@ impl Labels {
                 },
                 value => value.label(block),
             }
-        }))
+        };
+        (first..).zip(blocks).map(label).collect()
     }
 
     fn writer(&self, disk: usize, block: u64, bytes: &Bytes) -> Option<&str> {
@@ -93,9 +95,31 @@ pub(super) fn stamps_of(blocks: &[Bytes]) -> Vec<Stamp> {
         .collect()
 }
 
+/// Blocks of which a hover shows the beginning.
+const OWN_MAX: usize = 4;
+/// Bytes of that.
+const OWN_BYTES: usize = 48;
+
+/// How blocks begin that carry no stamp of a guest: a filter's vendor knows the bytes.
+pub(super) fn own_of(first: u64, blocks: &[Bytes]) -> Vec<(u64, String)> {
+    (first..)
+        .zip(blocks)
+        .filter(|(_, bytes)| matches!(Value::decode(bytes, Check::Full), Value::Other(_)))
+        .take(OWN_MAX)
+        .map(|(block, bytes)| {
+            let begin = &bytes[..bytes.len().min(OWN_BYTES)];
+            let words: Vec<String> = begin
+                .chunks(8)
+                .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect())
+                .collect();
+            (block, words.join(" "))
+        })
+        .collect()
+}
+
 /// `meta #1 zeroes x3`.
-fn joined(labels: impl Iterator<Item = String>) -> String {
-    let mut runs: Vec<(String, usize)> = Vec::new();
+pub(super) fn joined(labels: &[String]) -> String {
+    let mut runs: Vec<(&str, usize)> = Vec::new();
     for label in labels {
         match runs.last_mut() {
             Some((last, count)) if *last == label => *count += 1,
@@ -105,7 +129,7 @@ fn joined(labels: impl Iterator<Item = String>) -> String {
     let words: Vec<_> = runs
         .into_iter()
         .map(|(label, count)| match count {
-            1 => label,
+            1 => label.to_owned(),
             _ => format!("{label} x{count}"),
         })
         .collect();

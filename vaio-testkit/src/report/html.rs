@@ -24,7 +24,7 @@ const TAILS_MAX: usize = 6;
 const GUEST: usize = 210;
 const FILTER: usize = 175;
 /// Width that the lower devices share.
-const LOWER: usize = 800;
+const LOWER: usize = 770;
 const LOWER_MIN: usize = 260;
 
 /// The page.
@@ -150,7 +150,7 @@ fn crash(out: &mut String, recording: &Recording, chapter: &Chapter, crash: &Cra
                 out,
                 "<span class=\"{class}\"><b>{}</b> {what} <span class=\"dim\">{}</span></span>",
                 fate(one.fate),
-                escape(&undecided(one))
+                with_ops(&undecided(one, io))
             );
         }
         out.push_str("</div>");
@@ -458,6 +458,9 @@ impl<'a> Picture<'a> {
         }
         if io.is_mutation() {
             let _ = write!(text, "\n{}", super::story::state(io));
+        }
+        for (block, bytes) in &io.own {
+            let _ = write!(text, "\nblock {block}: {bytes}");
         }
         text
     }

@@ -110,8 +110,12 @@ pub struct LowerIo {
     pub is_fua: bool,
     /// Task that asked; `None`: on behalf of the guest.
     pub task: Option<&'static str>,
-    /// What the blocks hold, in a few words.
+    /// What each block holds, in a word.
+    pub labels: Vec<String>,
+    /// The same, equal neighbours joined.
     pub content: String,
+    /// Blocks that carry no stamp, and how they begin, in hexadecimal; the first few.
+    pub own: Vec<(u64, String)>,
     /// Stamps of the guest in it.
     pub stamps: Vec<Stamp>,
     /// Index of the row of its submission.

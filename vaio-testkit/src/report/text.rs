@@ -7,7 +7,7 @@ use vaio_core::OpKind;
 
 use super::{
     lines::{Line, lines},
-    record::{Chapter, Crash, LowerIo, Recording, What},
+    record::{Chapter, Crash, LowerIo, Recording, Undecided, What},
 };
 use crate::disk::Fate;
 
@@ -71,17 +71,20 @@ pub(super) fn sizes(recording: &Recording, around: &Around) -> String {
             plural(crashes, "crash", "es")
         )
     };
-    let now = size(recording.plan.ops(), crashes(recording));
+    let now = size(recording.plan.ops(), recording.plan.crashes());
+    // The kit's own crash after the recovery is in no plan.
+    let crashed = recording
+        .chapters
+        .iter()
+        .filter(|chapter| chapter.crash.is_some());
+    let second = match crashed.count() > recording.plan.crashes() {
+        true => ", then a second era",
+        false => "",
+    };
     match around.before {
-        Some((ops, crashes)) => format!("shrunk: {} -> {now}", size(ops, crashes)),
-        None => format!("size: {now}"),
+        Some((ops, crashes)) => format!("shrunk: {} -> {now}{second}", size(ops, crashes)),
+        None => format!("size: {now}{second}"),
     }
-}
-
-/// Crashes that the recording shows.
-fn crashes(recording: &Recording) -> usize {
-    let crashed = |chapter: &&Chapter| chapter.crash.is_some();
-    recording.chapters.iter().filter(crashed).count()
 }
 
 fn head(out: &mut String, recording: &Recording, around: &Around) {
@@ -318,7 +321,7 @@ fn crash_lines(out: &mut String, recording: &Recording, chapter: &Chapter, crash
             fate(one.fate),
             recording.disks[one.disk],
             with_content(io, title(io)),
-            undecided(one)
+            undecided(one, io)
         );
     }
     let _ = writeln!(out, "{}", "=".repeat(WIDTH));
@@ -335,8 +338,8 @@ pub(super) fn fate(fate: Fate) -> &'static str {
     }
 }
 
-/// Why a crash could decide it.
-pub(super) fn undecided(one: &super::Undecided) -> String {
+/// Why a crash could decide it, and of a torn one which blocks it kept.
+pub(super) fn undecided(one: &Undecided, io: &LowerIo) -> String {
     let state = if one.is_acked {
         "acked, not flushed"
     } else {
@@ -345,8 +348,19 @@ pub(super) fn undecided(one: &super::Undecided) -> String {
     if one.fate != Fate::Torn {
         return state.to_owned();
     }
-    let kept: Vec<_> = one.kept.iter().map(ToString::to_string).collect();
-    format!("{state}; of its blocks {} survive", kept.join(","))
+    let blocks: Vec<_> = (0..io.blocks.1 - io.blocks.0)
+        .map(|at| {
+            let label = usize::try_from(at).ok().and_then(|at| io.labels.get(at));
+            let label = label.map_or(String::new(), |label| format!(" {label}"));
+            let fate = if one.kept.contains(&at) {
+                "there"
+            } else {
+                "lost"
+            };
+            format!("block {}{label} {fate}", io.blocks.0 + at)
+        })
+        .collect();
+    format!("{state}; {}", blocks.join(", "))
 }
 
 /// `41us`, `100ms`: short, and exact enough to see a timer.
