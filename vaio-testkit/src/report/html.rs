@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 
 use super::{
+    cut::last_rows,
     lanes::Packed,
     lines::lines,
     record::{Chapter, Crash, LowerIo, Recording, What},
@@ -17,6 +18,8 @@ use crate::disk::Fate;
 use vaio_core::OpKind;
 
 const STYLE: &str = include_str!("page.css");
+/// Rows of one chapter that are drawn; of a longer one the last.
+pub const ROWS_MAX: usize = 1500;
 /// Width of a tail's column.
 const TAIL: usize = 16;
 /// Tails beside each other; what is more shares the last column.
@@ -41,7 +44,9 @@ pub fn html(recording: &Recording, around: &Around) -> String {
     verdict(&mut out, recording, around);
     story(&mut out, recording);
     legend(&mut out, recording);
-    for chapter in &recording.chapters {
+    for whole in &recording.chapters {
+        let short = (whole.rows.len() > ROWS_MAX).then(|| last_rows(whole, ROWS_MAX));
+        let chapter = short.as_ref().unwrap_or(whole);
         let _ = write!(
             out,
             "<h2>{}</h2>\n<div class=\"wrap\">",

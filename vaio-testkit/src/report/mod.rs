@@ -12,6 +12,7 @@
 mod artifacts;
 mod chapter;
 mod content;
+mod cut;
 mod events;
 mod html;
 mod lanes;
@@ -24,10 +25,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use artifacts::{Artifacts, Paths};
 pub use events::events;
-pub use html::html;
+pub use html::{ROWS_MAX, html};
 pub use record::{Chapter, Crash, LowerIo, Recording, Row, Undecided, What, record};
 pub use story::{Place, Told};
-pub use text::{Around, LINES_MAX, WIDTH, text};
+pub use text::{Around, LINES_MAX, PLAN_MAX, TOLD_MAX, WIDTH, text};
 
 use crate::{
     Subject,

@@ -74,6 +74,11 @@ fn places(chapters: &[Chapter], id: OpId, block: u64) -> Vec<Place> {
     }
     if found.is_empty() {
         found.push(nowhere("never written to any lower device"));
+    } else if !found.iter().any(|place| place.disk == Some(0)) {
+        found.push(Place {
+            disk: Some(0),
+            text: "never written".to_owned(),
+        });
     }
     found
 }

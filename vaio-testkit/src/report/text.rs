@@ -16,6 +16,11 @@ pub const WIDTH: usize = 120;
 /// Lines of one chapter that are printed; of a longer one the middle is left out, visibly.
 pub const LINES_MAX: usize = 60;
 
+/// Lines of the plan that are printed.
+pub const PLAN_MAX: usize = 60;
+/// Writes of the block in question that are followed, the last ones.
+pub const TOLD_MAX: usize = 12;
+
 const CLOCK: usize = 4;
 const TIME: usize = 8;
 const GUEST: usize = 24;
@@ -46,8 +51,12 @@ pub fn text(recording: &Recording, around: &Around) -> String {
     }
     story(&mut out, recording);
     let _ = write!(out, "\nplan:\n");
-    for line in recording.plan.to_string().lines() {
+    let plan = recording.plan.to_string();
+    for line in plan.lines().take(PLAN_MAX) {
         let _ = writeln!(out, "  {line}");
+    }
+    if let Some(more) = plan.lines().count().checked_sub(PLAN_MAX + 1) {
+        let _ = writeln!(out, "  ... {} more lines in the plan's file ...", more + 1);
     }
     let _ = write!(out, "\nreplay:\n  {}\n", around.replay);
     if !around.files.is_empty() {
@@ -104,7 +113,11 @@ fn story(out: &mut String, recording: &Recording) {
         return;
     };
     let _ = writeln!(out, "\nwhere the data of block {block} went:");
-    for told in &recording.story {
+    let skipped = recording.story.len().saturating_sub(TOLD_MAX);
+    if skipped > 0 {
+        let _ = writeln!(out, "  ... {skipped} earlier writes ...");
+    }
+    for told in &recording.story[skipped..] {
         let _ = writeln!(out, "  {}", told.op);
         for place in &told.places {
             let disk = place.disk.map(|disk| recording.disks[disk].as_str());
@@ -170,7 +183,7 @@ impl Lanes {
         if tail > head {
             let _ = writeln!(
                 out,
-                "      ... {} lines left out here; the page and the event log have them ...",
+                "      ... {} lines left out here; the event log has them ...",
                 tail - head
             );
         }
