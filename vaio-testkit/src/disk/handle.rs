@@ -17,7 +17,7 @@ use super::{
     fault::Fault,
     journal::{Fate, LowerIo},
     mutation::{Change, Moment, MutationId},
-    sim_disk::{Flying, SimDisk, State},
+    sim_disk::{Flying, Shared, SimDisk, State},
 };
 use crate::{Family, Host};
 
@@ -90,21 +90,7 @@ impl Handle {
         let block = extent.offset() / u64::from(state.media.info().logical_block);
         let mutation = change_of(state, &io.op, fault)
             .map(|change| state.media.submit(block, change, io.op.is_fua(), submitted));
-        let entry = state.journal.begin(LowerIo {
-            host: self.host.name().to_owned(),
-            op,
-            extent,
-            is_fua: io.op.is_fua(),
-            mutation,
-            submitted: (shared.sim.now(), submitted),
-            ended: None,
-            fate: Fate::InFlight,
-            data: written(&io.op).filter(|_| shared.sim.trace().is_on()),
-        });
-        // The trace puts the IO into its place among all that happens; the journal knows the rest.
-        shared
-            .sim
-            .note(Some(&self.host), "submit", entry, || shared.name.clone());
+        let entry = self.note_begun(state, io, mutation, submitted);
         state.last_ticket += 1;
         let ticket = state.last_ticket;
         let (host, epoch) = (self.host.clone(), self.epoch);
@@ -123,6 +109,30 @@ impl Handle {
             mutation,
             fault,
         })
+    }
+
+    /// The trace puts the IO into its place among all that happens; the journal knows the rest.
+    fn note_begun(
+        &self,
+        state: &mut State,
+        io: &Io,
+        mutation: Option<MutationId>,
+        submitted: Moment,
+    ) -> u64 {
+        let Shared { sim, name, .. } = &*self.disk.0;
+        let entry = state.journal.begin(LowerIo {
+            host: self.host.name().to_owned(),
+            op: io.op.kind(),
+            extent: io.op.extent(),
+            is_fua: io.op.is_fua(),
+            mutation,
+            submitted: (sim.now(), submitted),
+            ended: None,
+            fate: Fate::InFlight,
+            data: written(&io.op).filter(|_| sim.trace().is_on()),
+        });
+        sim.note(Some(&self.host), "submit", entry, || name.clone());
+        entry
     }
 }
 
@@ -371,7 +381,10 @@ impl BlockDevice for Handle {
         if self.is_dead() {
             return pending().await;
         }
-        let started = self.begin(&io)?;
+        let started = self.begin(&io).inspect_err(|error| {
+            let sim = &self.disk.0.sim;
+            sim.note(Some(&self.host), "refused", 0, || error.to_line());
+        })?;
         let shared = Arc::clone(&self.disk.0);
         match started.fault {
             Some(Fault::Stall(time)) => shared.sim.sleep(time).await,

@@ -116,6 +116,10 @@ impl<'a> Builder<'a> {
                 };
                 self.push(event, None, What::Filter(text));
             }
+            "refused" => {
+                let text = format!("refused: {}", event.text);
+                self.push(event, None, What::Filter(text));
+            }
             "event" if event.text.starts_with("sidecar.") => {
                 let text = event.text.replacen("sidecar.", "sidecar: ", 1);
                 self.push(event, None, What::Filter(text));

@@ -1,6 +1,6 @@
 //! [`Labels`]: what blocks hold, in a few words: whose data, or whose write of the filter's own.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use bytes::Bytes;
 
@@ -108,11 +108,12 @@ pub(super) fn own_of(first: u64, blocks: &[Bytes]) -> Vec<(u64, String)> {
         .take(OWN_MAX)
         .map(|(block, bytes)| {
             let begin = &bytes[..bytes.len().min(OWN_BYTES)];
-            let words: Vec<String> = begin
-                .chunks(8)
-                .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect())
-                .collect();
-            (block, words.join(" "))
+            let mut text = String::new();
+            for (at, byte) in begin.iter().enumerate() {
+                let gap = if at > 0 && at % 8 == 0 { " " } else { "" };
+                let _ = write!(text, "{gap}{byte:02x}");
+            }
+            (block, text)
         })
         .collect()
 }

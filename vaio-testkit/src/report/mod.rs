@@ -17,6 +17,7 @@ mod events;
 mod html;
 mod lanes;
 mod lines;
+mod picture;
 mod record;
 mod story;
 mod text;

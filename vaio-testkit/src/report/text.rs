@@ -86,9 +86,10 @@ pub(super) fn sizes(recording: &Recording, around: &Around) -> String {
         .chapters
         .iter()
         .filter(|chapter| chapter.crash.is_some());
-    let second = match crashed.count() > recording.plan.crashes() {
-        true => ", then a second era",
-        false => "",
+    let second = if crashed.count() > recording.plan.crashes() {
+        ", then a second era"
+    } else {
+        ""
     };
     match around.before {
         Some((ops, crashes)) => format!("shrunk: {} -> {now}{second}", size(ops, crashes)),
@@ -213,7 +214,7 @@ impl Lanes {
             What::Filter(text) => cells[1].clone_from(text),
             What::Submit(io) => {
                 let io = &chapter.ios[*io];
-                cells[1] = io.task.unwrap_or_default().to_owned();
+                io.task.unwrap_or_default().clone_into(&mut cells[1]);
                 cells[2 + io.disk] = if line.is_whole { whole(io) } else { begun(io) };
             }
             What::Done(io) => {
@@ -309,15 +310,14 @@ pub(super) fn answer(io: &LowerIo) -> String {
         return "FAILED".to_owned();
     }
     if io.op == OpKind::Flush {
-        return match io.covers.is_empty() {
-            true => "ok, nothing new".to_owned(),
-            false => format!("ok, durable: {}", io.covers.join(" ")),
+        return if io.covers.is_empty() {
+            "ok, nothing new".to_owned()
+        } else {
+            format!("ok, durable: {}", io.covers.join(" "))
         };
     }
-    match io.durable == io.ended && io.is_mutation() {
-        true => "ok, durable".to_owned(),
-        false => "ok".to_owned(),
-    }
+    let is_durable = io.durable == io.ended && io.is_mutation();
+    if is_durable { "ok, durable" } else { "ok" }.to_owned()
 }
 
 fn crash_lines(out: &mut String, recording: &Recording, chapter: &Chapter, crash: &Crash) {
