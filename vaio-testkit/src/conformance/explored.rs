@@ -85,7 +85,7 @@ impl Explored {
     }
 
     /// One lab, or one for each moment of a swept fault.
-    fn labs(&self, subject: &Subject) -> Vec<Lab> {
+    pub(super) fn labs(&self, subject: &Subject) -> Vec<Lab> {
         let lab = self.lab(subject);
         let [
             FaultBelow {

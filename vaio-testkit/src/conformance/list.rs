@@ -25,8 +25,8 @@ macro_rules! __vaio_cases {
             liveness { smallest_reserve everything_ends idle_ends stalls_below }
             determinism { same_run same_plan }
             ordered { cut_at_every_boundary cut_in_long_runs quiet_target_equals }
-            handover { planned in_flight }
-            failover { process_kill power_loss }
+            handover { planned io_in_flight fresh_devices stale_devices_return close_in_flight }
+            failover { process_kill power_loss devices_survive devices_lost devices_stale ghost_write two_owners old_host_returns double failback target_cut }
         }
     };
 }

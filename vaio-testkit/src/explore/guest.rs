@@ -137,6 +137,7 @@ impl Guest<'_> {
     /// A promise was broken.
     pub async fn submit(&self, op: GuestOp) -> Result<(), Broken> {
         if op == GuestOp::Idle {
+            self.sim.note(None, "step", 0, || "idle".to_owned());
             self.sim.sleep(IDLE).await;
             return Ok(());
         }
@@ -175,12 +176,19 @@ impl Guest<'_> {
             }
             Ok(_) => Outcome::Ok,
             Err(error) if self.on_error == OnError::Broken => {
+                self.sim.note(None, "ack", u64::from(id.0), || {
+                    format!("{id} {op}: {said}")
+                });
                 return Err(Broken::new("error", unexpected(id, op, &error)));
             }
             Err(_) => Outcome::Err,
         };
         self.sim.note(None, "ack", u64::from(id.0), || {
-            format!("{id} {op}: {said}")
+            let read = match &outcome {
+                Outcome::Read(values) => labels(op.blocks().start, values),
+                _ => String::new(),
+            };
+            format!("{id} {op}: {said}{read}")
         });
         self.belief.oracle().ack(id, outcome)?;
         self.sim.boundary("ack");
@@ -190,6 +198,14 @@ impl Guest<'_> {
             _ => Ok(()),
         }
     }
+}
+
+fn labels(block: u64, values: &[Value]) -> String {
+    let labels: Vec<_> = (block..)
+        .zip(values)
+        .map(|(block, value)| value.label(block))
+        .collect();
+    format!(" = {}", labels.join(", "))
 }
 
 fn unexpected(id: OpId, op: &GuestOp, error: &vaio_core::Error) -> String {

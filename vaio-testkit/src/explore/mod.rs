@@ -30,6 +30,7 @@ pub use broken::Broken;
 pub use guest::{Belief, Guest, IDLE, Look, OnError, io_of};
 pub use plan::{Crash, CrashKind, Era, Plan, PlanError};
 pub use rig::{BACKING, Rig, RigSnapshot, limits};
+pub(crate) use run::recorded_in;
 pub use run::{Failure, Ran, replay, run, run_in};
 pub use shrink::{Shrunk, TRIES_MAX, shrink};
 pub use state::{Left, State};

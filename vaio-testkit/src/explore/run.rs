@@ -6,7 +6,7 @@ use vaio_core::Disk;
 use super::{
     BACKING, Belief, Broken, Crash, CrashKind, Guest, Lab, OnError, Plan, Rig,
     rig::limits,
-    watch::{Found, Seen, Watch, Work, values_of},
+    watch::{Found, Last, Seen, Watch, Work, values_of},
 };
 use crate::{
     Family, GuestOp, Tape,
@@ -56,6 +56,20 @@ pub fn run(lab: &Lab, plan: &Plan, tape: &Tape, seen: &mut Seen) -> Ran {
 
 /// As [`run`], in a world that the caller looks at.
 pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
+    recorded_in(lab, plan, sim, seen).ran
+}
+
+/// A run, and what is left of its world: what a report needs beside the trace.
+pub(crate) struct Recorded {
+    pub(crate) ran: Ran,
+    pub(crate) rig: Rig,
+    pub(crate) belief: Belief,
+    /// The crash that showed the failure, if it needed one.
+    pub(crate) last: Option<Last>,
+}
+
+/// As [`run_in`], with what is left of the world.
+pub(crate) fn recorded_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Recorded {
     sim.set_limits(limits());
     let rig = Rig::new(sim, &lab.subject, plan.scale, plan.blocks, Fill::Zero);
     let descriptor = lab.subject.descriptor();
@@ -85,12 +99,19 @@ pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
     let (found, mut work, known) = watch.take();
     *seen = known;
     work.runs = 1;
+    let last = found.as_ref().map(|found| Last::clone(&found.last));
     let failure = failure_of(plan, sim, result, found);
-    Ran {
+    let ran = Ran {
         failure: failure.map(Box::new),
         work,
         hash: sim.trace().hash(),
         marks: sim.marks(),
+    };
+    Recorded {
+        ran,
+        rig,
+        belief,
+        last,
     }
 }
 
@@ -253,6 +274,8 @@ impl Run<'_> {
                 cases.pop().expect("one random image")
             }),
             CrashKind::Kill => {
+                self.sim
+                    .note(None, "killed", 0, || "the process is killed".to_owned());
                 for disk in self.rig.disks() {
                     disk.settle();
                 }
@@ -280,6 +303,7 @@ impl Run<'_> {
                 .layers
                 .iter()
                 .any(|layer| layer.filter.problem.is_some());
+        self.sim.note(None, "step", 3, || "close".to_owned());
         let closed = self.sim.run(disk.close())?;
         self.watch.end();
         drop(disk);
@@ -353,6 +377,7 @@ impl Run<'_> {
                     "close-lost",
                     format!("after a clean close the lower device alone\n{violation}"),
                 )
+                .about(block)
             })?;
         }
         Ok(())

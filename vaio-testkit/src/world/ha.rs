@@ -268,6 +268,7 @@ impl Vm {
             belief: &self.belief,
             depth,
             on_error,
+            when_quiet: None,
         }
     }
 

@@ -319,6 +319,7 @@ impl Pair {
             belief: &self.belief,
             depth: self.depth,
             on_error: OnError::Allowed,
+            when_quiet: None,
         })
     }
 }
