@@ -7,7 +7,7 @@
 mod bench;
 mod explored;
 mod list;
-mod quietly;
+pub(crate) mod quietly;
 mod scripted;
 
 use std::{env, fs, path::Path};
