@@ -8,7 +8,7 @@ mod bench;
 mod explored;
 mod hosts;
 mod list;
-mod quietly;
+pub(crate) mod quietly;
 mod scripted;
 
 use std::{env, fs, path::Path};

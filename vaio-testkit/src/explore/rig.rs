@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use vaio_core::{Disk, DiskSettings, Error, FilterRegistry, Policy, Rt};
+use vaio_core::{DeviceProvider, Disk, DiskSettings, Error, FilterRegistry, Policy, Rt};
 
 use crate::{
     Scale, Subject,
@@ -105,11 +105,20 @@ impl Rig {
         let beside = self.disks[1..].iter().cloned();
         let spec = self.subject.spec().clone();
         let registry = FilterRegistry::default().with_shared(self.subject.factory(self.scale));
-        let opened = Disk::builder(self.disks[0].handle(host), rt)
+        let devices = SimDevices::new(host, beside);
+        let mut lower = self.disks[0].handle(host);
+        let devices: Arc<dyn DeviceProvider> = match self.subject.taps(host) {
+            None => Arc::new(devices),
+            Some(taps) => {
+                lower = taps.device(BACKING, lower);
+                Arc::new(taps.devices(devices))
+            }
+        };
+        let opened = Disk::builder(lower, rt)
             .name("disk")
             .settings(patient())
             .sidecar(self.sidecar.handle(host))
-            .devices(Arc::new(SimDevices::new(host, beside)))
+            .devices(devices)
             .policy(Policy::empty().with(spec), registry)
             .open()
             .await;
