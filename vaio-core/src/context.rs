@@ -175,6 +175,17 @@ impl AttachContext {
         .await
     }
 
+    /// Resolves when the disk drains, at once if it does so now: no new guest IO comes, and a verb
+    /// waits for all that is in flight. A filter that holds IO back lets it go then, or the guest
+    /// waits for both. Cancel-safe.
+    ///
+    /// Whatever verb it is, and whichever filter it is about: this is no sign that this instance
+    /// closes.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
+        let core = Arc::clone(&self.inner.core);
+        async move { core.gate.wait_closed().await }
+    }
+
     /// Resolves when the instance is closing: background tasks end then. Cancel-safe.
     pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
         let tasks = Arc::clone(&self.inner.tasks);

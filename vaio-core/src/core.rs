@@ -109,9 +109,14 @@ pub(crate) struct Core {
     pub(crate) tick: AtomicU32,
     next_id: AtomicU64,
     slots_taken: Mutex<usize>,
+    /// Flushes that failed anywhere in the chain. What a flush failed to make durable, a later one
+    /// does not cover.
+    pub(crate) failed_flushes: AtomicU64,
     pub(crate) latency: [Histogram; OpKind::COUNT],
     counters: Mutex<Counters>,
     closed: AtomicBool,
+    /// Someone else owns the disk.
+    fenced_off: AtomicBool,
     /// Whether the watcher sleeps for want of IO; whoever starts an IO wakes it.
     pub(crate) is_watch_idle: AtomicBool,
     pub(crate) watch: Notify,
@@ -148,9 +153,11 @@ impl Core {
             tick: AtomicU32::new(0),
             next_id: AtomicU64::new(0),
             slots_taken: Mutex::new(0),
+            failed_flushes: AtomicU64::new(0),
             latency: std::array::from_fn(|_| Histogram::default()),
             counters: Mutex::default(),
             closed: AtomicBool::new(false),
+            fenced_off: AtomicBool::new(false),
             is_watch_idle: AtomicBool::new(false),
             watch: Notify::default(),
             published: Latest::new(()),
@@ -247,6 +254,17 @@ impl Core {
         self.keeper.wake();
         self.watch.notify_all();
         self.kick_all();
+    }
+
+    /// Closes, and lets nothing reach the device any more.
+    pub(crate) fn fence_off(&self) {
+        self.fenced_off.store(true, Relaxed);
+        self.set_closed();
+    }
+
+    #[inline]
+    pub(crate) fn is_fenced_off(&self) -> bool {
+        self.fenced_off.load(Relaxed)
     }
 
     pub(crate) fn gone(&self) -> Error {

@@ -23,6 +23,7 @@ pub(crate) struct Gate {
     state: AtomicU64,
     closers: Mutex<Closers>,
     opened: Notify,
+    closing: Notify,
     drained: Notify,
     pub(crate) closed_for: Histogram,
 }
@@ -105,6 +106,8 @@ impl Gate {
             self.state.fetch_or(CLOSED, Ordering::AcqRel);
         }
         closers.count += 1;
+        drop(closers);
+        self.closing.notify_all();
     }
 
     /// Takes one `close` back.
@@ -145,6 +148,17 @@ impl Gate {
                 return;
             }
             opened.await;
+        }
+    }
+
+    /// Resolves when the gate is closed.
+    pub(crate) async fn wait_closed(&self) {
+        loop {
+            let closing = self.closing.listen();
+            if self.is_closed() {
+                return;
+            }
+            closing.await;
         }
     }
 

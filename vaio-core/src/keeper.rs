@@ -36,6 +36,8 @@ pub(crate) struct Orphan {
     pub(crate) slot: Arc<Slot>,
     /// Whether this ends the slot's IO (a whole IO was let go, not a part of one).
     pub(crate) ends_slot: bool,
+    /// Whether its answer is one to the slot's IO.
+    pub(crate) stands_for_slot: bool,
 }
 
 impl fmt::Debug for Orphan {
@@ -49,13 +51,20 @@ impl fmt::Debug for Orphan {
 
 type Kept = BoxFuture<'static, ()>;
 
+/// An orphan that a failed observer's hop has to wait for.
+struct Awaited {
+    number: u64,
+    /// Its answer, if that is one to the slot's IO; else only its end.
+    answer: oneshot::Receiver<Option<Result<Reply>>>,
+}
+
 #[derive(Default)]
 pub(crate) struct Keeper {
     inbox: Mutex<Vec<Kept>>,
     arrived: AtomicWaker,
     total: AtomicU64,
-    /// Answers that a failed observer's hop waits for, by slot.
-    rescues: Mutex<BTreeMap<usize, oneshot::Receiver<Result<Reply>>>>,
+    /// What a failed observer's hop waits for, by slot.
+    rescues: Mutex<BTreeMap<usize, Vec<Awaited>>>,
 }
 
 impl fmt::Debug for Keeper {
@@ -78,7 +87,7 @@ impl Keeper {
         let raised = core
             .fence
             .raise(orphan.extent, orphan.kind.is_mutation(), orphan.level);
-        core.keeper.total.fetch_add(1, Relaxed);
+        let number = core.keeper.total.fetch_add(1, Relaxed);
         core.events.send(
             Notice::of(
                 Severity::Warning,
@@ -89,12 +98,17 @@ impl Keeper {
             .with_io(orphan.kind, orphan.extent)
             .with_next_step("look at the time-outs of the filter named, and at the device below"),
         );
-        let (send, receive) = oneshot::channel();
+        let (send, answer) = oneshot::channel();
         if !orphan.ends_slot {
             // A whole IO is no one's answer: a hop inside it would wait for itself.
-            lock(&core.keeper.rescues).insert(slot_key(&orphan.slot), receive);
+            let awaited = Awaited { number, answer };
+            let mut rescues = lock(&core.keeper.rescues);
+            rescues
+                .entry(slot_key(&orphan.slot))
+                .or_default()
+                .push(awaited);
         }
-        let kept = Self::keep(Arc::clone(core), orphan, raised, send);
+        let kept = Self::keep(Arc::clone(core), orphan, raised, number, send);
         lock(&core.keeper.inbox).push(kept);
         core.keeper.arrived.wake();
     }
@@ -103,7 +117,8 @@ impl Keeper {
         core: Arc<Core>,
         orphan: Orphan,
         raised: Raised,
-        answer: oneshot::Sender<Result<Reply>>,
+        number: u64,
+        answer: oneshot::Sender<Option<Result<Reply>>>,
     ) -> Kept {
         let Orphan {
             mut future,
@@ -112,6 +127,7 @@ impl Keeper {
             dropped_by,
             slot,
             ends_slot,
+            stands_for_slot,
             ..
         } = orphan;
         Box::pin(async move {
@@ -136,7 +152,7 @@ impl Keeper {
                 *lock(&slot.waker) = None;
                 slot.end();
             } else {
-                lock(&core.keeper.rescues).remove(&slot_key(&slot));
+                core.keeper.forget(&slot, number);
             }
             let text = match &result {
                 Ok(_) => "an orphaned IO ended".to_owned(),
@@ -147,15 +163,40 @@ impl Keeper {
                     .with_filter(&dropped_by)
                     .with_io(kind, extent),
             );
-            let _ = answer.send(result);
+            let _ = answer.send(stands_for_slot.then_some(result));
             drop(slot);
             core.gate.exit();
         })
     }
 
-    /// The answer of the orphan that was made last for this slot, if it is still in flight.
-    pub(crate) fn rescue(&self, slot: &Arc<Slot>) -> Option<oneshot::Receiver<Result<Reply>>> {
-        lock(&self.rescues).remove(&slot_key(slot))
+    /// Waits for the orphans of this slot that are in flight now. The answer is one to the slot's
+    /// IO, of the orphan made last; a success goes before an error, `None`: there is no such one.
+    pub(crate) fn rescue(
+        &self,
+        slot: &Arc<Slot>,
+    ) -> impl Future<Output = Option<Result<Reply>>> + Send + use<> {
+        let awaited = lock(&self.rescues).remove(&slot_key(slot));
+        async move {
+            let mut best = None;
+            for one in awaited.unwrap_or_default() {
+                if let Ok(Some(answer)) = one.answer.await
+                    && (answer.is_ok() || !matches!(best, Some(Ok(_))))
+                {
+                    best = Some(answer);
+                }
+            }
+            best
+        }
+    }
+
+    fn forget(&self, slot: &Arc<Slot>, number: u64) {
+        let mut rescues = lock(&self.rescues);
+        if let Some(awaited) = rescues.get_mut(&slot_key(slot)) {
+            awaited.retain(|one| one.number != number);
+            if awaited.is_empty() {
+                rescues.remove(&slot_key(slot));
+            }
+        }
     }
 
     /// The task that polls the orphans; ends when the disk is closed and none is left.

@@ -418,6 +418,7 @@ impl Port {
             dropped_by: Arc::from("port"),
             slot: Arc::clone(slot),
             ends_slot: true,
+            stands_for_slot: true,
         };
         Keeper::adopt(&self.core, orphan);
     }

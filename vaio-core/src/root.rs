@@ -96,6 +96,7 @@ impl Rooted {
             dropped_by: Arc::clone(&self.by),
             slot: Arc::clone(&self.slot),
             ends_slot: true,
+            stands_for_slot: true,
         };
         Keeper::adopt(&self.entered.0, orphan);
     }

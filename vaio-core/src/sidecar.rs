@@ -55,8 +55,8 @@ impl SidecarStore for MemorySidecar {
 /// The disk's exclusive lock, held from open to close. Dropping it lets go.
 pub trait DiskLock: fmt::Debug + Send + Sync + 'static {
     /// Whether it is still held. Asked four times a second while there is IO; after `false` the
-    /// disk does no more IO: an event says so, and every IO fails with
-    /// [`ErrorKind::Gone`].
+    /// disk does no more IO: an event says so, every IO fails with [`ErrorKind::Gone`], and what
+    /// filters have in hand, or do by themselves, does not reach the device any more.
     fn is_held(&self) -> bool;
 }
 

@@ -105,6 +105,14 @@ impl Slot {
         OpKind::from_index(self.kind.load(Relaxed)).unwrap_or(OpKind::Read)
     }
 
+    /// Whether its IO is a `kind` of `extent`.
+    #[inline]
+    pub(crate) fn is_for(&self, kind: OpKind, extent: Extent) -> bool {
+        self.kind.load(Relaxed) == kind as u8
+            && self.offset.load(Relaxed) == extent.offset()
+            && self.len.load(Relaxed) == extent.len()
+    }
+
     pub(crate) fn extent(&self) -> Extent {
         Extent::checked(self.offset.load(Relaxed), self.len.load(Relaxed)).unwrap_or_default()
     }

@@ -219,8 +219,13 @@ async fn hold_at_point_holds_the_backing_while_the_guest_writes() {
     let point = disk.hold_at_point(secs(10)).await.unwrap();
     let mut lost = Box::pin(point.lost());
     assert!(poll_once(&mut lost).await.is_none());
+    assert!(events_of(&disk, EventKind::ThawedEarly).is_empty());
     toy.lose_hold();
     within(1, lost).await;
+    sleep(ms(1)).await;
+    let events = events_of(&disk, EventKind::ThawedEarly);
+    assert_eq!(events.len(), 1, "told at once, not at the release");
+    assert_eq!(events[0].filter.as_deref(), Some("toy"));
     assert_eq!(point.release(), Release::ThawedEarly);
 }
 

@@ -248,6 +248,39 @@ async fn panicking_action_aborts() {
     disk.submit(Io::flush()).await.unwrap();
 }
 
+/// Says when it is dropped.
+struct OnDrop(Arc<AtomicBool>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn action_that_does_not_end_is_dropped_at_the_deadline_and_the_verb_aborts() {
+    let calls = Calls::default();
+    let disk = open(TestDevice::native(), stack(&["a", "b"], &calls)).await;
+    let prepared = disk.prepare(snapshot()).await.unwrap();
+    take(&calls);
+    let dropped = Arc::new(AtomicBool::new(false));
+    let on_drop = OnDrop(Arc::clone(&dropped));
+    let action = async move {
+        let _on_drop = on_drop;
+        std::future::pending().await
+    };
+    let mut commit = Box::pin(prepared.commit(in_secs(2), action));
+    assert!(poll_once(&mut commit).await.is_none());
+    sleep(ms(1900)).await;
+    let write = disk.submit(write_of(0, 1, 512));
+    let (written, result) = within(1, futures::future::join(write, commit)).await;
+    written.expect("the guest waits for the deadline, not longer");
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert!(dropped.load(Ordering::Relaxed));
+    assert_eq!(take(&calls), "b:snapshot:abort a:snapshot:abort");
+    assert_eq!(events_of(&disk, EventKind::VerbAborted).len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn commit_that_cannot_drain_aborts_at_its_deadline() {
     let calls = Calls::default();

@@ -16,10 +16,6 @@ use std::{
 use program::{Program, Talk, Vaio, blank, folder, now, stderr, stdout, talk};
 use serde_json::{Value, json};
 use vaio_core::{BlockDevice, BlockDeviceExt};
-use vaio_host::{
-    device::{FileOptions, Spec, open_spec},
-    runtime::HostRuntime,
-};
 
 /// The vendor's program; see `program`.
 #[test]
@@ -41,16 +37,10 @@ fn serve(args: &[&str]) -> (tempfile::TempDir, Vaio, PathBuf) {
 
 /// Reads once in the background; joins to whether that worked.
 fn read_in_background(dir: &Path) -> std::thread::JoinHandle<bool> {
-    let spec: Spec = format!("nbd+unix:///?socket={}/a.img.nbd", dir.display())
-        .parse()
-        .unwrap();
+    let socket = dir.join("a.img.nbd");
     #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
     std::thread::spawn(move || {
-        let read = HostRuntime::run(|rt| async move {
-            let disk = open_spec(&spec, &FileOptions::default(), &rt).await?;
-            disk.read(0, 512).await
-        });
-        read.unwrap().is_ok()
+        program::with_client(&socket, "", |disk| async move { disk.read(0, 512).await }).is_ok()
     })
 }
 
@@ -404,15 +394,9 @@ fn resize_grows_the_file_and_the_disk() {
         fs::metadata(dir.path().join("a.img")).unwrap().len(),
         2 << 20
     );
-    let spec: Spec = format!("nbd+unix:///?socket={}/a.img.nbd", dir.path().display())
-        .parse()
-        .unwrap();
-    HostRuntime::run(|rt| async move {
-        let disk = open_spec(&spec, &FileOptions::default(), &rt)
-            .await
-            .unwrap();
+    program::with_client(&dir.path().join("a.img.nbd"), "", |disk| async move {
         assert_eq!(disk.info().capacity, 2 << 20);
-        disk.write((2 << 20) - 512, vec![5; 512]).await.unwrap();
+        disk.write((2 << 20) - 512, vec![5; 512]).await
     })
     .unwrap();
     let odd = vaio.ask(&["resize", "a.img.control", "2097153"]);

@@ -17,10 +17,6 @@ use std::{
 
 use program::{Program, Vaio, blank, folder, has, now, stderr, stdout};
 use vaio_core::{BlockDevice, BlockDeviceExt, Io};
-use vaio_host::{
-    device::{FileOptions, Spec, open_spec},
-    runtime::HostRuntime,
-};
 
 /// The vendor's program; see `program`.
 #[test]
@@ -29,21 +25,13 @@ fn vendor_program() {
     program::vendor_main();
 }
 
-/// Does something with a disk as an NBD client.
+/// Does something with a disk as an NBD client, which works.
 fn with_client<F, Fut>(socket: &Path, export: &str, act: F)
 where
     F: FnOnce(std::sync::Arc<dyn BlockDevice>) -> Fut,
     Fut: Future<Output = vaio_core::Result<()>>,
 {
-    let spec: Spec = format!("nbd+unix:///{export}?socket={}", socket.display())
-        .parse()
-        .unwrap();
-    HostRuntime::run(|rt| async move {
-        let disk = open_spec(&spec, &FileOptions::default(), &rt).await?;
-        act(disk).await
-    })
-    .unwrap()
-    .unwrap();
+    program::with_client(socket, export, act).unwrap();
 }
 
 #[test]
@@ -207,15 +195,9 @@ fn second_signal_ends_at_once_and_not_with_0() {
     let socket = dir.path().join("s");
     #[expect(clippy::disallowed_methods, reason = "a test's own thread")]
     let client = std::thread::spawn(move || {
-        let spec: Spec = format!("nbd+unix:///?socket={}", socket.display())
-            .parse()
-            .unwrap();
-        HostRuntime::run(|rt| async move {
-            let disk = open_spec(&spec, &FileOptions::default(), &rt)
-                .await
-                .unwrap();
-            disk.read(0, 512).await.is_err()
-        })
+        let read =
+            |disk: std::sync::Arc<dyn BlockDevice>| async move { Ok(disk.read(0, 512).await) };
+        program::with_client(&socket, "", read).unwrap().is_err()
     });
     // The event that names the filter says that it spins.
     vaio.wait_for("the watchdog's event", Duration::from_secs(10), |vaio| {
@@ -229,7 +211,7 @@ fn second_signal_ends_at_once_and_not_with_0() {
     vaio.signal("TERM");
     assert_eq!(vaio.wait().code(), Some(1));
     assert!(second.elapsed() < Duration::from_secs(5));
-    assert!(client.join().unwrap().unwrap(), "the client's IO failed");
+    assert!(client.join().unwrap(), "the client's IO failed");
 }
 
 #[test]

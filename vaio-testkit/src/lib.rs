@@ -1,9 +1,11 @@
 //! Simulated disks, crashes and hosts that prove a [vaio](https://docs.rs/vaio-core) filter keeps
 //! its promises.
 
+pub mod conformance;
 pub mod disk;
 pub mod explore;
 pub mod oracle;
+pub mod report;
 pub mod sim;
 pub mod stamp;
 #[cfg(feature = "proptest")]
@@ -21,6 +23,6 @@ pub use sim::{
     TraceEvent, first_difference,
 };
 pub use stamp::{Stamp, Value};
-pub use subject::{Beside, MakeFactory, Scale, Subject, Target};
+pub use subject::{Beside, Blocks, MakeFactory, Scale, Subject, Target};
 pub use tape::{Choices, ChoicesError, Family, Odometer, Swarm, Tape};
 pub use workload::GuestOp;

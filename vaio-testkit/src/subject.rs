@@ -28,13 +28,22 @@ pub enum Target {
 }
 
 /// A device beside the lower device.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Beside {
     /// As in the descriptor's needs.
     pub name: String,
     /// Logical blocks at each scale.
-    pub blocks: fn(Scale) -> u64,
+    pub blocks: Blocks,
 }
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.name)
+    }
+}
+
+/// Logical blocks at each scale.
+pub type Blocks = Arc<dyn Fn(Scale) -> u64 + Send + Sync>;
 
 /// Makes the filter's factory for a scale.
 pub type MakeFactory = dyn Fn(Scale) -> Arc<dyn FilterFactory> + Send + Sync;
@@ -45,7 +54,7 @@ pub type MakeFactory = dyn Fn(Scale) -> Arc<dyn FilterFactory> + Send + Sync;
 /// ```
 /// # use vaio_testkit::Subject;
 /// # fn demo(factory: impl vaio_core::FilterFactory) -> Subject {
-/// Subject::new(factory).setting("mode", "write_back").guest_blocks(4)
+/// Subject::new(factory).setting("mode", "write_back").guest_blocks(|_| 4)
 /// # }
 /// ```
 #[derive(Clone)]
@@ -53,7 +62,7 @@ pub struct Subject {
     make: Arc<MakeFactory>,
     spec: FilterSpec,
     descriptor: Descriptor,
-    guest_blocks: fn(Scale) -> u64,
+    guest_blocks: Blocks,
     beside: Vec<Beside>,
     target: Option<Target>,
     below: DeviceInfo,
@@ -103,10 +112,10 @@ impl Subject {
             .iter()
             .map(|need| Beside {
                 name: need.name.to_owned(),
-                blocks: |scale| match scale {
+                blocks: Arc::new(|scale| match scale {
                     Scale::Tiny => 16,
                     Scale::Small => 256,
-                },
+                }),
             })
             .collect();
         // How an operator would name the device: the kit's provider knows it by the same name.
@@ -121,7 +130,7 @@ impl Subject {
             make: Arc::new(make),
             spec,
             descriptor,
-            guest_blocks,
+            guest_blocks: Arc::new(guest_blocks),
             beside,
             target: None,
             below: weakest(),
@@ -135,10 +144,10 @@ impl Subject {
         self
     }
 
-    /// Logical blocks of the guest's disk at tiny scale: default 4, the fewer the faster.
+    /// Logical blocks of the guest's disk: default 4 at tiny scale and 64 else; the fewer the faster.
     #[must_use]
-    pub fn guest_blocks_by(mut self, blocks: fn(Scale) -> u64) -> Self {
-        self.guest_blocks = blocks;
+    pub fn guest_blocks(mut self, blocks: impl Fn(Scale) -> u64 + Send + Sync + 'static) -> Self {
+        self.guest_blocks = Arc::new(blocks);
         self
     }
 
@@ -147,13 +156,17 @@ impl Subject {
     /// # Panics
     /// If the descriptor's needs do not name it.
     #[must_use]
-    pub fn device(mut self, name: &str, blocks: fn(Scale) -> u64) -> Self {
+    pub fn device(
+        mut self,
+        name: &str,
+        blocks: impl Fn(Scale) -> u64 + Send + Sync + 'static,
+    ) -> Self {
         let one = self
             .beside
             .iter_mut()
             .find(|one| one.name == name)
             .expect("the descriptor's needs name the device");
-        one.blocks = blocks;
+        one.blocks = Arc::new(blocks);
         self
     }
 

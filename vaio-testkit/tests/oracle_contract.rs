@@ -326,6 +326,26 @@ fn failed_write_is_old_or_new_until_overwritten() {
 }
 
 #[test]
+fn content_older_than_a_failed_write_stays_older_when_that_is_forgotten() {
+    // At ack the failed write is forgotten once it is overwritten, at flush it is not.
+    for promise in [Promise::AtAck, Promise::AtFlush] {
+        let mut guest = guest(promise);
+        let (_, first) = guest.start(WRITE);
+        let failed = guest.failed(WRITE);
+        let (over, new) = guest.start(WRITE);
+        guest.sees(first).unwrap();
+        let mut unread = guest.clone();
+        // The first was in place before this read of the failed one; the last write is newer.
+        guest.sees(failed).unwrap();
+        guest.end(over);
+        assert_eq!(guest.refuses(first), Rule::StaleRead);
+        guest.sees(new).unwrap();
+        unread.end(over);
+        unread.sees(first).unwrap();
+    }
+}
+
+#[test]
 fn failed_flush_guarantees_nothing_and_spoils_later_ones_unless_retries_cover() {
     for covers in [false, true] {
         let mut guest = with(|settings| {
@@ -435,6 +455,20 @@ fn zeroes_read_over_a_zero_filled_disk_are_those_that_were_in_place() {
     guest.end(zero);
     guest.end(write);
     // The initial zeroes were overwritten, so these are newer than the write.
+    guest.sees(Value::Zero).unwrap();
+    guest.done(GuestOp::Flush);
+    guest.0.crash();
+    assert_eq!(guest.refuses(new), Rule::LostWrite);
+}
+
+#[test]
+fn zeroes_of_a_failed_write_are_not_taken_for_those_that_overwrote_it() {
+    let mut guest = guest(Promise::AtFlush);
+    let ((write, new), (failing, _)) = (guest.start(WRITE), guest.start(ZERO));
+    guest.fail(failing);
+    let (zero, _) = guest.start(ZERO);
+    guest.end(write);
+    guest.end(zero);
     guest.sees(Value::Zero).unwrap();
     guest.done(GuestOp::Flush);
     guest.0.crash();

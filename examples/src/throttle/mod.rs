@@ -8,25 +8,25 @@
 //! * It never delays an IO by more than [`WAIT_MAX`]: well before the stall ladder would take the
 //!   filter for a hung one. A guest that queues more than that gets more than its rate, and an
 //!   event says so.
-//! * Before it leaves the disk or the disk is quiesced by a verb, the line is let go, so that
-//!   the drain does not have to wait for it.
+//! * When the disk drains, for whatever verb, the line is let go: no drain waits for a throttle.
 
 pub mod bucket;
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use futures::future::select;
 use vaio_core::{
     AllocationMap, AttachContext, Class, Descriptor, DeviceInfo, Error, Filter, FilterFactory,
-    FilterState, Instant, Io, Lifecycle, Next, Notice, Op, OpKind, Origin, Outcome, Phase, Reply,
-    Result, RuntimeExt, SettingKind, SettingSpec, Severity,
-    sync::{Notify, Semaphore},
+    FilterState, Instant, Io, Lifecycle, Next, Notice, Op, OpKind, Origin, Outcome, Reply, Result,
+    RuntimeExt, SettingKind, SettingSpec, Severity, sync::Semaphore,
 };
 
 use bucket::Bucket;
@@ -130,9 +130,6 @@ pub struct Throttle {
     limits: Mutex<Limits>,
     /// Whoever holds the permit is first in line.
     line: Semaphore,
-    /// The line is let go: the disk is about to be quiesced.
-    is_lifted: AtomicBool,
-    lifted: Notify,
     delayed: AtomicU64,
     overdue: AtomicU64,
 }
@@ -158,11 +155,7 @@ impl Filter for Throttle {
         Ok(*below)
     }
 
-    async fn lifecycle(&self, event: Lifecycle<'_>) -> Result<Outcome> {
-        // From `Prepare` to `Commit` or `Abort`.
-        let is_lifted = event.phase == Phase::Prepare;
-        self.is_lifted.store(is_lifted, Relaxed);
-        self.lifted.notify_all();
+    async fn lifecycle(&self, _event: Lifecycle<'_>) -> Result<Outcome> {
         Ok(Outcome::Done)
     }
 
@@ -180,7 +173,7 @@ impl Filter for Throttle {
 impl Throttle {
     /// Returns when an IO of `bytes` may pass. Cancel-safe.
     async fn admit(&self, bytes: u64) {
-        if self.is_unlimited || self.is_lifted.load(Relaxed) {
+        if self.is_unlimited {
             return;
         }
         // No one waits and there is room: the usual case costs no timer.
@@ -191,8 +184,9 @@ impl Throttle {
         }
         self.delayed.fetch_add(1, Relaxed);
         let rt = self.cx.rt();
+        let (turn, drain) = (pin!(self.pass_in_turn(bytes)), pin!(self.cx.draining()));
         let passed = rt
-            .timeout_at(rt.now() + WAIT_MAX, self.pass_in_turn(bytes))
+            .timeout_at(rt.now() + WAIT_MAX, select(turn, drain))
             .await;
         if passed.is_none() {
             self.overdue.fetch_add(1, Relaxed);
@@ -208,17 +202,8 @@ impl Throttle {
 
     async fn pass_in_turn(&self, bytes: u64) {
         let _first = self.line.acquire().await;
-        let rt = self.cx.rt();
-        loop {
-            let lifted = self.lifted.listen();
-            if self.is_lifted.load(Relaxed) {
-                return;
-            }
-            match self.take(bytes) {
-                Ok(()) => return,
-                // Cut short when the line is let go; dropping the listener loses nothing.
-                Err(at) => drop(rt.timeout_at(at, lifted).await),
-            }
+        while let Err(at) = self.take(bytes) {
+            self.cx.rt().sleep_until(at).await;
         }
     }
 
@@ -261,8 +246,6 @@ impl FilterFactory for ThrottleFactory {
             is_unlimited: limits.is_none(),
             limits: Mutex::new(limits),
             line: Semaphore::new(1),
-            is_lifted: AtomicBool::new(false),
-            lifted: Notify::default(),
             delayed: AtomicU64::new(0),
             overdue: AtomicU64::new(0),
             cx,

@@ -18,7 +18,7 @@ use super::{
     panic_text,
 };
 use crate::{
-    BoxFuture, Error, ErrorKind, Extent, Health, OpKind, Reply,
+    BoxFuture, Error, ErrorKind, Extent, Health, Op, OpKind, Reply,
     event::{EventKind, Notice, Severity},
     keeper::{Keeper, Orphan},
     slot::Reached,
@@ -121,6 +121,20 @@ impl<'a> Submit<'a> {
             .with_filter(chain.name_of(caller))))
     }
 
+    /// The device belongs to someone else now.
+    #[cold]
+    pub(super) fn not_ours(&mut self) -> Poll<Answer> {
+        let error = Error::new(ErrorKind::Gone, "the disk's exclusive lock is lost")
+            .with_op(self.kind)
+            .with_extent(self.extent());
+        self.leave();
+        if self.stands_for_slot() {
+            self.cx.slot.fail(&error);
+        }
+        self.stage = Stage::Ended;
+        Poll::Ready(Err(error))
+    }
+
     /// The target is a filter that failed before.
     #[cold]
     pub(super) fn pass_unfit(&mut self, layer: &Layer, context: &mut Context<'_>) -> Poll<Answer> {
@@ -147,6 +161,9 @@ impl<'a> Submit<'a> {
         };
         if self.stage != Stage::Emulated {
             self.counters().errors.fetch_add(1, Relaxed);
+        }
+        if self.kind == OpKind::Flush {
+            self.chain().core.failed_flushes.fetch_add(1, Relaxed);
         }
         // An observer that was taken out of the path while it had the IO, and answers with the
         // error it got for its own breach: its IO goes on without it.
@@ -218,7 +235,7 @@ impl<'a> Submit<'a> {
             self.stage = Stage::Ended;
             return Poll::Ready(Err(error));
         };
-        let answer = match slot.reached() {
+        let recorded = match slot.reached() {
             Reached::Done if kind != OpKind::Read => Some(Ok(Reply::Done)),
             Reached::Failed => Some(Err(crate::sync::lock(&slot.error)
                 .take()
@@ -228,17 +245,22 @@ impl<'a> Submit<'a> {
         let rescue = self.chain().core.keeper.rescue(slot);
         let (below, site) = (self.next_at(self.to + 1), self.site);
         let rescued = async move {
-            if let Some(answer) = answer {
-                return answer;
-            }
-            // The filter had forwarded it: the answer that it would have had is used.
-            if let Some(rescue) = rescue
-                && let Ok(answer) = rescue.await
-            {
-                return answer;
-            }
+            let answer = match recorded {
+                Some(answer) => Some(answer),
+                // The filter had forwarded it: the answer that it would have had is used. What else
+                // it had sent down must not land after the IO.
+                None => rescue.await,
+            };
             // Whatever fence there is was raised after the IO came, perhaps for the IO itself.
-            Submit::past_fence(below, io, site).await
+            match answer {
+                // Perhaps the filter forwarded it without its fua.
+                Some(Ok(_)) if io.op.is_fua() => {
+                    let flush = io.with_op(Op::Flush);
+                    Submit::past_fence(below, flush, site).await
+                }
+                Some(answer) => answer,
+                None => Submit::past_fence(below, io, site).await,
+            }
         };
         self.detour(Box::pin(rescued), context)
     }
@@ -263,6 +285,7 @@ impl<'a> Submit<'a> {
                 dropped_by,
                 slot: Arc::clone(&cx.slot),
                 ends_slot: false,
+                stands_for_slot: self.stands_for_slot(),
             };
             Keeper::adopt(&cx.chain.core, orphan);
         } else if let Some(future) = self.borrowed.take() {

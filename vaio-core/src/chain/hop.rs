@@ -312,6 +312,9 @@ impl<'a> Submit<'a> {
     #[inline(never)]
     fn poll_device(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         let chain = self.chain();
+        if chain.core.is_fenced_off() {
+            return self.not_ours();
+        }
         chain.device_counters.ios.add(self.kind);
         chain.core.polling.store(self.to + 1, Relaxed);
         let mut place = ManuallyDrop::new(Poll::Pending);
@@ -399,11 +402,11 @@ impl<'a> Submit<'a> {
         self.polled(caught, &mut place, self.stage, context)
     }
 
-    /// Whether this hop does the operation of its slot's IO, below observers alone: only then does
-    /// it say how far that IO came. An observer may send another operation first.
+    /// Whether this hop does the whole operation of its slot's IO, below observers alone: only then
+    /// does it say how far that IO came. An observer may send something else, or a part, first.
     #[inline]
     pub(super) fn stands_for_slot(&self) -> bool {
-        self.way.is(Path::Observed) && self.cx.slot.kind() == self.kind
+        self.way.is(Path::Observed) && self.cx.slot.is_for(self.kind, self.extent())
     }
 
     pub(super) fn mark_reached(&self) {

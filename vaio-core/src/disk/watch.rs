@@ -32,9 +32,9 @@ pub(super) async fn run(disk: Weak<DiskInner>, core: Arc<Core>) {
         if core.is_closed() && busy.is_empty() {
             return;
         }
-        if disk.upgrade().is_some_and(|disk| disk.is_lock_lost()) {
+        if !core.is_closed() && disk.upgrade().is_some_and(|disk| disk.is_lock_lost()) {
+            // What is in flight is watched on: it has to be answered.
             fence_off(&core);
-            return;
         }
         let Some(chain) = disk.upgrade().map(|disk| disk.chain().0) else {
             return;
@@ -66,7 +66,7 @@ fn fence_off(core: &Core) {
         )
         .with_next_step("another owner has the disk; end this process"),
     );
-    core.set_closed();
+    core.fence_off();
 }
 
 fn look(core: &Core, chain: &Chain, slot: &Arc<Slot>) {

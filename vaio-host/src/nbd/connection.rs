@@ -14,10 +14,10 @@
 //! Invariants:
 //! * Every request that was accepted gets exactly one reply, also after the client stopped sending.
 //! * At most `in_flight_max` requests and `buffered_bytes_max` bytes of payload and replies are
-//!   held; beyond that requests wait in the socket.
+//!   held, and what the server's [`Share`] leaves; beyond that requests wait in the socket.
 //! * A turn that returns `Pending` has left a waker with everything it waits for: the socket
-//!   where there is room for more, the port and the queries while they hold anything, and the
-//!   socket's other direction while the outbox does.
+//!   where there is room for more, the port and the queries while they hold anything, the share
+//!   where it has no room, and the socket's other direction while the outbox holds anything.
 
 use std::{
     io::{self, IoSliceMut},
@@ -29,6 +29,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use vaio_core::{AlignedBuf, BufferPool, Disk, ErrorKind, Io, Op, PORT_DEPTH_MAX, Port, Result};
 
 use super::{
+    budget::Share,
     inbox::Inbox,
     outbox::Outbox,
     plan::{Plan, Refusal, plan},
@@ -37,6 +38,7 @@ use super::{
     reply::Replies,
     server::ServerSettings,
     slots::{Slot, Slots},
+    stall::Stall,
     stop::Stopped,
     wire::Wire,
 };
@@ -56,6 +58,7 @@ pub(super) struct Service {
     pub(super) queries: Queries,
     pub(super) pool: BufferPool,
     pub(super) settings: Arc<ServerSettings>,
+    pub(super) share: Share,
     pub(super) stopped: Stopped,
 }
 
@@ -115,6 +118,7 @@ pub(super) struct Connection<W> {
     outbox: Outbox,
     /// The wire may hold back something that was sent.
     unflushed: bool,
+    stall: Stall,
     phase: Phase,
     /// The server stops: requests not yet begun are refused.
     refusing: bool,
@@ -138,6 +142,7 @@ impl<W: Wire> Connection<W> {
             replies: Replies::new(service.mode),
             outbox: Outbox::default(),
             unflushed: false,
+            stall: Stall::new(service.settings.stall_timeout),
             phase: Phase::Open,
             refusing: false,
             wire,
@@ -154,18 +159,34 @@ impl<W: Wire> Connection<W> {
             self.refusing = true;
             self.phase = Phase::Draining;
         }
+        self.service.share.register(cx);
         while self.phase != Phase::Closing {
             let mut progress = self.receive(cx)?;
             self.parse();
             progress |= self.complete(cx);
             progress |= self.send(cx)?;
+            self.service.share.set(self.held());
             if self.phase == Phase::Draining && self.is_idle() {
                 self.phase = Phase::Closing;
             } else if !progress {
-                return Poll::Pending;
+                let sending = !self.outbox.is_empty() || self.unflushed;
+                let stalled = self.stall.poll(cx, self.is_mid_message(), sending);
+                return stalled.map(Err);
             }
         }
-        self.wire.poll_close(cx)
+        match self.wire.poll_close(cx) {
+            Poll::Pending => self.stall.poll(cx, false, true).map(Err),
+            closed @ Poll::Ready(_) => closed,
+        }
+    }
+
+    /// Whether the client owes the rest of a message.
+    fn is_mid_message(&self) -> bool {
+        let has_part = match self.receiving {
+            Receiving::Header => !self.inbox.filled().is_empty(),
+            Receiving::Payload { .. } | Receiving::Drain { .. } => true,
+        };
+        has_part && !self.stalled && self.phase == Phase::Open
     }
 
     fn in_flight(&self) -> usize {
@@ -178,10 +199,21 @@ impl<W: Wire> Connection<W> {
     }
 
     /// Whether one more request with `payload` bytes may begin. Alone, any request may.
-    fn has_room(&self, payload: usize) -> bool {
-        let held = self.buffered + self.outbox.backlog();
-        let held_max = self.service.settings.buffered_bytes_max;
-        self.in_flight() < self.in_flight_max && (held == 0 || held + payload <= held_max)
+    fn has_room(&mut self, payload: usize) -> bool {
+        let held = self.held();
+        let is_within = held == 0 || held + payload <= self.service.settings.buffered_bytes_max;
+        let has_own = self.in_flight() < self.in_flight_max && is_within;
+        if has_own && held > 0 && payload > 0 {
+            return self.service.share.fits(held + payload);
+        }
+        // What is waited for now, if anything, is our own.
+        self.service.share.leave();
+        has_own
+    }
+
+    /// Bytes of payload and replies that are held.
+    fn held(&self) -> usize {
+        self.buffered + self.outbox.backlog()
     }
 
     /// One receive: into the payload that is being received, and behind it into the inbox.
@@ -212,6 +244,9 @@ impl<W: Wire> Connection<W> {
         };
         if received == Poll::Ready(0) {
             self.phase = Phase::Draining;
+        }
+        if received.is_ready() {
+            self.stall.received();
         }
         Ok(received.is_ready())
     }
@@ -422,6 +457,7 @@ impl<W: Wire> Connection<W> {
             if let Poll::Ready(len) = self.outbox.gather(|pieces| wire.poll_send(cx, pieces))? {
                 self.outbox.advance(len);
                 self.unflushed = true;
+                self.stall.sent();
                 sent = true;
             }
         }

@@ -18,6 +18,7 @@
 //!
 //! Not done: the withdrawn parts of the protocol.
 
+mod budget;
 mod connection;
 mod context;
 mod export;
@@ -32,6 +33,7 @@ mod reply;
 mod server;
 mod session;
 mod slots;
+mod stall;
 mod stop;
 mod tls;
 mod wire;

@@ -17,6 +17,7 @@ use tokio::{task::JoinSet, time};
 use vaio_core::{BufferPool, Error, Result};
 
 use super::{
+    budget::Budget,
     export::Export,
     listen::{self, Listener, Stream},
     session,
@@ -44,6 +45,14 @@ pub struct ServerSettings {
     /// Most payload and reply bytes that one connection holds; further requests wait in the
     /// socket. A single request may exceed it. Default 64 MiB.
     pub buffered_bytes_max: usize,
+    /// Most payload and reply bytes that all connections hold together; requests beyond wait in
+    /// their sockets, first come, first served. Each connection may have one request all the
+    /// same. Receive buffers (144 KiB per connection) are not counted. Default 256 MiB.
+    pub memory_bytes_max: usize,
+    /// A client that stops for longer in the middle of a message, or does not take its replies, is
+    /// disconnected, after twice as long at the latest. Between requests it may be idle for ever.
+    /// Default 60 s.
+    pub stall_timeout: Duration,
     /// From accept to transmission. Default 10 s.
     pub handshake_timeout: Duration,
     /// How long a stopping server waits for IO in flight and slow readers. Default 20 s.
@@ -60,6 +69,8 @@ impl Default for ServerSettings {
             connections_max: 64,
             in_flight_max: 128,
             buffered_bytes_max: 64 << 20,
+            memory_bytes_max: 256 << 20,
+            stall_timeout: Duration::from_mins(1),
             handshake_timeout: Duration::from_secs(10),
             stop_timeout: Duration::from_secs(20),
             tls: None,
@@ -70,9 +81,16 @@ impl Default for ServerSettings {
 
 impl ServerSettings {
     fn validate(&self) -> Result<()> {
-        if self.connections_max == 0 || self.in_flight_max == 0 || self.buffered_bytes_max == 0 {
+        let limits = [
+            self.connections_max,
+            self.in_flight_max,
+            self.buffered_bytes_max,
+            self.memory_bytes_max,
+        ];
+        if limits.contains(&0) || self.stall_timeout.is_zero() {
             return Err(Error::config(
-                "limits of connections, requests in flight and buffered bytes are at least 1",
+                "limits of connections, requests in flight, buffered bytes, memory and stalls are \
+                 more than 0",
             ));
         }
         if self.tls_required && self.tls.is_none() {
@@ -89,6 +107,7 @@ pub(super) struct Shared {
     pub(super) settings: Arc<ServerSettings>,
     pub(super) pool: BufferPool,
     pub(super) stop: Stop,
+    pub(super) budget: Arc<Budget>,
     connections: AtomicUsize,
 }
 
@@ -128,6 +147,7 @@ impl Server {
         Ok(Self {
             shared: Arc::new(Shared {
                 exports,
+                budget: Budget::new(settings.memory_bytes_max),
                 settings: Arc::new(settings),
                 pool: BufferPool::new(POOL_ALIGN, POOL_HELD_MAX),
                 stop: Stop::default(),
@@ -232,6 +252,11 @@ impl ServerWatch {
     /// Connections now.
     pub fn connections(&self) -> usize {
         self.0.connections.load(Ordering::Relaxed)
+    }
+
+    /// Payload and reply bytes that all connections hold now.
+    pub fn memory_bytes(&self) -> usize {
+        self.0.budget.held()
     }
 }
 

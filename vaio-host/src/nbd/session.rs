@@ -40,8 +40,12 @@ pub(super) async fn serve(stream: Stream, shared: &Shared) {
         Stream::Unix(stream) => serve_stream(stream, shared).await,
         Stream::Tcp(stream) => serve_stream(stream, shared).await,
     };
-    if let Err(error) = served {
-        tracing::debug!(%error, "nbd connection ended");
+    match served {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            tracing::warn!(%error, "closing an nbd connection that stalled");
+        }
+        Err(error) => tracing::debug!(%error, "nbd connection ended"),
     }
 }
 
@@ -222,6 +226,7 @@ async fn transmit<W: Wire>(
         queries: Queries::new(export, &session.contexts),
         pool: shared.pool.clone(),
         settings: Arc::clone(&shared.settings),
+        share: shared.budget.share(),
         stopped,
     };
     let mut connection = Connection::new(wire, inbox, service).map_err(|error| {

@@ -7,6 +7,7 @@
 mod client;
 mod device;
 mod lifecycle;
+mod limits;
 mod server;
 mod tls;
 mod tools;

@@ -16,6 +16,11 @@ use std::{
 };
 
 use serde_json::Value;
+use vaio_core::BlockDevice;
+use vaio_host::{
+    device::{FileOptions, Spec, open_spec},
+    runtime::HostRuntime,
+};
 
 const START_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(30);
@@ -61,6 +66,22 @@ impl Program {
     pub(crate) fn run(self, dir: &Path, args: &[&str]) -> Output {
         self.command(dir, args).output().unwrap()
     }
+}
+
+/// Does something with a served disk as an NBD client.
+pub(crate) fn with_client<T, F, Fut>(socket: &Path, export: &str, act: F) -> vaio_core::Result<T>
+where
+    F: FnOnce(Arc<dyn BlockDevice>) -> Fut,
+    Fut: Future<Output = vaio_core::Result<T>>,
+{
+    let spec: Spec = format!("nbd+unix:///{export}?socket={}", socket.display())
+        .parse()
+        .unwrap();
+    let with_disk = |rt| async move {
+        let disk = open_spec(&spec, &FileOptions::default(), &rt).await?;
+        act(disk).await
+    };
+    HostRuntime::run(with_disk).unwrap()
 }
 
 /// What the test `vendor_program` does: it is the vendor's program.

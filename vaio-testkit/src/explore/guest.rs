@@ -47,7 +47,6 @@ pub enum OnError {
 }
 
 /// A guest of one open disk.
-#[derive(Debug)]
 pub struct Guest<'a> {
     /// The world.
     pub sim: &'a Sim,
@@ -59,6 +58,19 @@ pub struct Guest<'a> {
     pub depth: usize,
     /// What an error means.
     pub on_error: OnError,
+    /// Looks at the disk whenever nothing is in flight.
+    pub when_quiet: Option<&'a Look<'a>>,
+}
+
+/// A look at the world that may find something broken.
+pub type Look<'a> = dyn Fn() -> Result<(), Broken> + 'a;
+
+impl std::fmt::Debug for Guest<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest")
+            .field("depth", &self.depth)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Guest<'_> {
@@ -122,6 +134,20 @@ impl Guest<'_> {
         self.sim
             .note(None, "guest", u64::from(id.0), || format!("{id} {op}"));
         let result = self.disk.submit(io).await;
+        self.answered(id, &op, result)
+    }
+
+    /// Tells the oracle what came of an operation.
+    ///
+    /// # Errors
+    /// A promise was broken.
+    pub fn answered(
+        &self,
+        id: OpId,
+        op: &GuestOp,
+        result: vaio_core::Result<Reply>,
+    ) -> Result<(), Broken> {
+        let block = u64::from(self.disk.info().logical_block);
         let said = match &result {
             Ok(_) => "ok".to_owned(),
             Err(error) => error.to_line(),
@@ -133,7 +159,7 @@ impl Guest<'_> {
             }
             Ok(_) => Outcome::Ok,
             Err(error) if self.on_error == OnError::Broken => {
-                return Err(Broken::new("error", unexpected(id, &op, &error)));
+                return Err(Broken::new("error", unexpected(id, op, &error)));
             }
             Err(_) => Outcome::Err,
         };
@@ -142,7 +168,11 @@ impl Guest<'_> {
         });
         self.belief.oracle().ack(id, outcome)?;
         self.sim.boundary("ack");
-        Ok(())
+        let is_quiet = self.belief.oracle().in_flight().is_empty();
+        match self.when_quiet {
+            Some(look) if is_quiet => look(),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -154,7 +184,7 @@ fn unexpected(id: OpId, op: &GuestOp, error: &vaio_core::Error) -> String {
 }
 
 /// The IO of an operation; `stamps`: what a write carries, one per block.
-fn io_of(op: &GuestOp, stamps: &[Stamp], block: u64) -> Io {
+pub fn io_of(op: &GuestOp, stamps: &[Stamp], block: u64) -> Io {
     let blocks = op.blocks();
     let extent = Extent::new(blocks.start * block, (blocks.end - blocks.start) * block);
     match *op {

@@ -10,10 +10,12 @@
 //! gives the same events.
 
 mod broken;
+pub mod campaign;
 mod dirty;
 pub mod enumerate;
 mod guest;
 pub mod plan;
+pub mod random;
 mod rig;
 pub mod run;
 mod shrink;
@@ -25,15 +27,18 @@ use std::sync::Arc;
 use vaio_core::Disk;
 
 pub use broken::Broken;
-pub use guest::{Belief, Guest, IDLE, OnError};
+pub use guest::{Belief, Guest, IDLE, Look, OnError, io_of};
 pub use plan::{Crash, CrashKind, Era, Plan, PlanError};
-pub use rig::{BACKING, Rig, RigSnapshot};
+pub use rig::{BACKING, Rig, RigSnapshot, limits};
 pub use run::{Failure, Ran, replay, run, run_in};
 pub use shrink::{Shrunk, TRIES_MAX, shrink};
 pub use state::{Left, State};
-pub use watch::{Seen, Work};
+pub use watch::{Seen, Work, values_of};
 
-use crate::{Subject, disk::Tier};
+use crate::{
+    Subject,
+    disk::{Fault, Rule, SimDisk, Tier},
+};
 
 /// What is looked for in a run.
 #[derive(Clone, Debug)]
@@ -57,8 +62,8 @@ pub struct Checks {
     pub dirty: bool,
     /// Whether the target of an ordered promise is checked at every boundary.
     pub ordered: bool,
-    /// Whether IO below may fail, as the tape says: then errors are honest.
-    pub faults: bool,
+    /// What fails below; empty: nothing. Where something may fail, errors are honest.
+    pub faults: Vec<FaultBelow>,
 }
 
 impl Default for Checks {
@@ -72,9 +77,39 @@ impl Default for Checks {
             close: true,
             dirty: false,
             ordered: true,
-            faults: false,
+            faults: Vec::new(),
         }
     }
+}
+
+/// Something that fails below the filter while the guest works; not while a crash state is
+/// checked.
+#[derive(Clone, Debug)]
+pub struct FaultBelow {
+    /// Which disks.
+    pub on: On,
+    /// What happens.
+    pub how: How,
+}
+
+/// Which of the disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// The lower device.
+    Backing,
+    /// Those that the filter's needs name.
+    Beside,
+    /// All of them.
+    All,
+}
+
+/// How they fail.
+#[derive(Clone, Debug)]
+pub enum How {
+    /// As a rule says.
+    Rule(Rule),
+    /// As the tape says, in any of these ways.
+    Tape(Vec<Fault>),
 }
 
 /// A filter under test, and what is looked for.
@@ -92,6 +127,34 @@ impl Lab {
         Self {
             subject: Arc::new(subject.into()),
             checks: Checks::default(),
+        }
+    }
+
+    /// What an error means to the guest.
+    fn on_error(&self) -> OnError {
+        if self.checks.faults.is_empty() {
+            OnError::Broken
+        } else {
+            OnError::Allowed
+        }
+    }
+
+    /// Makes the disks fail as the checks say.
+    fn set_faults(&self, rig: &Rig) {
+        let (backing, beside) = rig.disks().split_at(1);
+        for fault in &self.checks.faults {
+            let set = |disk: &SimDisk| {
+                disk.faults(|faults| match &fault.how {
+                    How::Rule(rule) => faults.add(*rule),
+                    How::Tape(kinds) => faults.allow(kinds, None),
+                });
+            };
+            if fault.on != On::Beside {
+                backing.iter().for_each(set);
+            }
+            if fault.on != On::Backing {
+                beside.iter().for_each(set);
+            }
         }
     }
 

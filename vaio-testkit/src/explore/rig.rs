@@ -10,7 +10,7 @@ use crate::{
         CrashCase, CrashPoint, Fill, Image, Media, Moments, SidecarSnapshot, SimDevices, SimDisk,
         SimSidecar, Snapshot,
     },
-    sim::{Host, Sim},
+    sim::{Host, Limits, Sim},
 };
 
 /// Name of the lower device in plans and timelines.
@@ -153,11 +153,23 @@ impl RigSnapshot {
     }
 }
 
+/// What ends a run of the explorer that does not end by itself. A kick goes beyond the intervals
+/// of background work at test scale, and stays far below the limits that the framework puts on
+/// what hangs.
+pub fn limits() -> Limits {
+    Limits {
+        drain_polls: 100_000,
+        steps: 5_000_000,
+        time: Duration::from_hours(1),
+        kick_max: Duration::from_millis(250),
+    }
+}
+
 /// Time is an adversary here: IO that takes long by the virtual clock is not a fault.
 fn patient() -> DiskSettings {
     let mut settings = DiskSettings::default();
-    settings.stall_report_after = Duration::from_hours(1);
-    settings.stall_fail_after = Duration::from_hours(2);
+    settings.stall_report_after = Duration::from_mins(10);
+    settings.stall_fail_after = Duration::from_mins(20);
     settings.lifecycle_timeout = Duration::from_mins(10);
     settings
 }

@@ -1,24 +1,19 @@
 //! A run: a plan, carried out in a simulated world, era by era.
 
-use std::time::Duration;
-
 use futures::future::{Either, select};
 use vaio_core::Disk;
 
 use super::{
     BACKING, Belief, Broken, Crash, CrashKind, Guest, Lab, OnError, Plan, Rig,
+    rig::limits,
     watch::{Found, Seen, Watch, Work, values_of},
 };
 use crate::{
     Family, GuestOp, Tape,
     disk::{Fill, Tier},
     oracle::{Oracle, OracleSettings},
-    sim::{Host, Limits, Sim},
+    sim::{Host, Sim},
 };
-
-/// How far a kick lets the clock jump: beyond the intervals of background work at test scale, and
-/// far below the limits that the framework puts on what hangs.
-const KICK_MAX: Duration = Duration::from_millis(250);
 
 /// A plan that broke a promise.
 #[derive(Clone, Debug)]
@@ -61,10 +56,7 @@ pub fn run(lab: &Lab, plan: &Plan, tape: &Tape, seen: &mut Seen) -> Ran {
 
 /// As [`run`], in a world that the caller looks at.
 pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
-    sim.set_limits(Limits {
-        kick_max: KICK_MAX,
-        ..Limits::default()
-    });
+    sim.set_limits(limits());
     let rig = Rig::new(sim, &lab.subject, plan.scale, plan.blocks, Fill::Zero);
     let descriptor = lab.subject.descriptor();
     let settings = OracleSettings {
@@ -153,9 +145,10 @@ impl Run<'_> {
             let broken_off = self.watch.era(&host, after, explores);
             let work = self.era(&host, &era.ops, number > 0, explores);
             let ended = self.sim.run(async {
-                match select(std::pin::pin!(work), broken_off).await {
-                    Either::Left((done, _)) => done.map(Ended::Whole),
-                    Either::Right(_) => Ok(Ended::BrokenOff),
+                // First whether it was broken off: what a dead host's calls answer means nothing.
+                match select(broken_off, std::pin::pin!(work)).await {
+                    Either::Left(_) => Ok(Ended::BrokenOff),
+                    Either::Right((done, _)) => done.map(Ended::Whole),
                 }
             })??;
             self.findings()?;
@@ -181,7 +174,13 @@ impl Run<'_> {
         after_crash: bool,
         is_last: bool,
     ) -> Result<Disk, Broken> {
-        let disk = self.rig.open(host).await.map_err(|error| {
+        let mut opened = self.rig.open(host).await;
+        if opened.is_err() && !self.lab.checks.faults.is_empty() {
+            // A fault may keep a disk from opening, but not for longer than it lasts.
+            self.quiet();
+            opened = self.rig.open(host).await;
+        }
+        let disk = opened.map_err(|error| {
             let rule = if after_crash {
                 "recovery-failed"
             } else {
@@ -192,11 +191,19 @@ impl Run<'_> {
                 format!("the disk does not open\n  {}", error.to_line()),
             )
         })?;
+        if !after_crash {
+            self.lab.set_faults(self.rig);
+        }
         let guest = self.guest(&disk);
         if after_crash {
             guest.read_all().await?;
             self.lab.look(&disk, self.rig, self.belief)?;
         }
+        let look = || self.lab.look(&disk, self.rig, self.belief);
+        let guest = Guest {
+            when_quiet: Some(&look),
+            ..guest
+        };
         guest.run(ops).await?;
         if is_last {
             guest.submit(GuestOp::Idle).await?;
@@ -205,17 +212,13 @@ impl Run<'_> {
     }
 
     fn guest<'a>(&'a self, disk: &'a Disk) -> Guest<'a> {
-        let on_error = if self.lab.checks.faults {
-            OnError::Allowed
-        } else {
-            OnError::Broken
-        };
         Guest {
             sim: self.sim,
             disk,
             belief: self.belief,
             depth: self.plan.depth,
-            on_error,
+            on_error: self.lab.on_error(),
+            when_quiet: None,
         }
     }
 
@@ -254,9 +257,7 @@ impl Run<'_> {
 
     /// A clean end: read back, close, and look at the lower device without the filter.
     fn finish(&self, host: &Host, disk: Disk) -> Result<(), Broken> {
-        for disk in self.rig.disks() {
-            disk.quiet();
-        }
+        self.quiet();
         let guest = self.guest(&disk);
         self.sim.run(guest.read_all())??;
         self.lab.look(&disk, self.rig, self.belief)?;
@@ -266,13 +267,29 @@ impl Run<'_> {
             return Ok(());
         }
         let closed = self.sim.run(disk.close())?;
-        closed.map_err(|error| Broken::new("close-failed", error.to_line()))?;
         self.watch.end();
         drop(disk);
         host.kill();
+        match closed {
+            Ok(()) => self.closed_clean()?,
+            // What a fault did to the filter may keep it from closing clean; nothing is lost.
+            Err(_) if !self.lab.checks.faults.is_empty() => self.belief.oracle().crash(),
+            Err(error) => return Err(Broken::new("close-failed", error.to_line())),
+        }
+        self.reopen()
+    }
+
+    fn closed_clean(&self) -> Result<(), Broken> {
         if self.lab.subject.descriptor().content != vaio_core::Content::Transformed {
             self.backing_equals_model()?;
         }
+        Ok(())
+    }
+
+    /// Opens once more, with nothing failing below, and reads.
+    fn reopen(&self) -> Result<(), Broken> {
+        // An IO that was in flight when the faults ended may have brought one along.
+        self.quiet();
         let host = self.sim.host("again");
         let disk = self.sim.run(self.rig.open(&host))?.map_err(|error| {
             Broken::new(
@@ -283,9 +300,20 @@ impl Run<'_> {
                 ),
             )
         })?;
-        self.sim.run(self.guest(&disk).read_all())??;
+        let guest = Guest {
+            on_error: OnError::Broken,
+            ..self.guest(&disk)
+        };
+        self.sim.run(guest.read_all())??;
         host.kill();
         Ok(())
+    }
+
+    fn quiet(&self) {
+        for disk in self.rig.disks() {
+            disk.quiet();
+            disk.restore();
+        }
     }
 
     /// After a clean close the lower device, read without the filter, is what the guest wrote; all

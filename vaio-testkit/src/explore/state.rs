@@ -8,7 +8,7 @@ use vaio_core::Disk;
 use super::{
     Broken, Checks, Lab,
     guest::{Belief, Guest, OnError},
-    rig::{Rig, RigSnapshot},
+    rig::{Rig, RigSnapshot, limits},
 };
 use crate::{
     GuestOp, Scale, Tape,
@@ -56,6 +56,7 @@ impl State {
     /// # Errors
     /// A promise was broken.
     pub fn check_in(self, lab: &Lab, sim: &Sim) -> Result<u64, Broken> {
+        sim.set_limits(limits());
         let subject = &lab.subject;
         let rig = match self.left {
             Left::Images(images) => Rig::of_images(sim, subject, self.scale, images, self.sidecar),
@@ -130,6 +131,7 @@ fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
         belief,
         depth: 1,
         on_error: OnError::Broken,
+        when_quiet: None,
     }
 }
 

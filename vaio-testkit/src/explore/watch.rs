@@ -299,7 +299,7 @@ impl Inner {
 }
 
 /// What the first `blocks` of an image show.
-pub(super) fn values_of(image: &Image, blocks: u64) -> Vec<crate::stamp::Value> {
+pub fn values_of(image: &Image, blocks: u64) -> Vec<crate::stamp::Value> {
     (0..blocks)
         .map(|block| {
             let bytes = image.read(block, 1);

@@ -193,11 +193,29 @@ impl Block {
         if let Some(floor) = self.newest_guaranteed() {
             self.floor = Some(floor);
         }
+        self.inherit(&out);
         let mut index = 0;
         self.versions.retain(|_| {
             index += 1;
             !out[index - 1]
         });
+    }
+
+    /// What is before a version that is dropped stays before all that is after it.
+    fn inherit(&mut self, dropped: &[bool]) {
+        let mut grew = true;
+        while std::mem::take(&mut grew) {
+            for index in (0..self.versions.len()).filter(|index| dropped[*index]) {
+                let old = self.versions[index];
+                let is_after = |new: &Version| old.end < new.submit || old.ack() < new.seen;
+                for (other, new) in self.versions.iter_mut().enumerate() {
+                    if other != index && is_after(new) && new.seen < old.seen {
+                        new.seen = old.seen;
+                        grew = true;
+                    }
+                }
+            }
+        }
     }
 
     fn newest_guaranteed(&self) -> Option<(OpId, Why)> {

@@ -1,0 +1,167 @@
+//! [`Bench`]: a small world with one disk, for scripted cases.
+
+use std::sync::Arc;
+
+use vaio_core::{Content, Disk};
+
+use super::{Budget, Found, Said};
+use crate::{
+    GuestOp, Scale, Subject, Swarm, Tape,
+    disk::Fill,
+    explore::{BACKING, Belief, Broken, Guest, Lab, OnError, Rig, Work, values_of},
+    oracle::{Oracle, OracleSettings},
+    sim::{Host, Schedule, Sim},
+    workload::{WorkloadSettings, random_workload},
+};
+
+pub(super) struct Bench {
+    pub(super) sim: Sim,
+    pub(super) rig: Rig,
+    pub(super) belief: Belief,
+    pub(super) subject: Arc<Subject>,
+    pub(super) blocks: u64,
+    seed: u64,
+}
+
+/// Runs a script in a benign world and in random ones.
+pub(super) fn seeds(
+    subject: &Subject,
+    budget: &Budget,
+    quick: u64,
+    script: impl Fn(&Bench) -> Result<(), Broken>,
+) -> Said {
+    let mut work = Work::default();
+    let subject = Arc::new(subject.clone());
+    for number in 0..budget.runs(quick) {
+        let seed = budget.seed + number;
+        let bench = Bench::new(&subject, seed);
+        let done = script(&bench);
+        work.runs += 1;
+        if let Err(mut broken) = done {
+            broken.what = format!("{}\n  replay: VAIO_SEED={seed}", broken.what);
+            let lab = Lab {
+                subject,
+                checks: crate::explore::Checks::default(),
+            };
+            return Said::Failed(Box::new(Found {
+                broken,
+                failure: None,
+                was: (0, 0),
+                lab,
+            }));
+        }
+    }
+    Said::Passed(work)
+}
+
+impl Bench {
+    fn new(subject: &Arc<Subject>, seed: u64) -> Self {
+        let (tape, schedule) = match seed {
+            0 => (Tape::benign(), Schedule::Fifo),
+            seed => {
+                let tape = Tape::random(seed).with_swarm(Swarm::random(seed));
+                (
+                    tape,
+                    if seed % 2 == 0 {
+                        Schedule::Fifo
+                    } else {
+                        Schedule::Random
+                    },
+                )
+            }
+        };
+        let sim = Sim::new(tape, schedule);
+        sim.set_limits(crate::explore::limits());
+        let blocks = subject.blocks(Scale::Tiny);
+        let rig = Rig::new(&sim, subject, Scale::Tiny, blocks, Fill::Zero);
+        let settings = OracleSettings {
+            flush_retry: subject.descriptor().flush_retry,
+            ..OracleSettings::new(blocks, subject.promise())
+        };
+        let belief = Belief::new(Oracle::new(settings));
+        Self {
+            sim,
+            rig,
+            belief,
+            subject: Arc::clone(subject),
+            blocks,
+            seed,
+        }
+    }
+
+    pub(super) fn host(&self, name: &str) -> Host {
+        self.sim.host(name)
+    }
+
+    pub(super) fn open(&self, host: &Host) -> Result<Disk, Broken> {
+        self.sim.run(self.rig.open(host))?.map_err(|error| {
+            Broken::new(
+                "open-failed",
+                format!("the disk does not open\n  {}", error.to_line()),
+            )
+        })
+    }
+
+    pub(super) fn guest<'a>(&'a self, disk: &'a Disk, depth: usize) -> Guest<'a> {
+        Guest {
+            sim: &self.sim,
+            disk,
+            belief: &self.belief,
+            depth,
+            on_error: OnError::Broken,
+            when_quiet: None,
+        }
+    }
+
+    pub(super) fn run<T>(
+        &self,
+        what: impl Future<Output = Result<T, Broken>>,
+    ) -> Result<T, Broken> {
+        self.sim.run(what)?
+    }
+
+    /// An answer that must be a success.
+    pub(super) fn must<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = vaio_core::Result<T>>,
+    ) -> Result<T, Broken> {
+        self.sim
+            .run(call)?
+            .map_err(|error| Broken::new("error", format!("{what} failed\n  {}", error.to_line())))
+    }
+
+    /// Some work for the guest, other for each seed.
+    pub(super) fn workload(&self, ops: u32) -> Vec<GuestOp> {
+        let tape = Tape::random(self.seed ^ 0x00c0_ffee);
+        let settings = WorkloadSettings::new(self.blocks, ops);
+        let mut work = random_workload(&settings, |n, name| {
+            tape.choose(n.max(1), crate::Family::Op, name)
+        });
+        let refuses = vaio_core::Disposition::Refuse;
+        if self.subject.descriptor().ops.of(vaio_core::OpKind::Discard) == refuses {
+            work.retain(|op| !matches!(op, GuestOp::Discard { .. }));
+        }
+        work
+    }
+
+    /// The lower device alone, what is durable of it, shows what the guest wrote. Nothing is in
+    /// flight.
+    pub(super) fn backing_holds_all(&self, rule: &str) -> Result<(), Broken> {
+        if self.subject.descriptor().content == Content::Transformed {
+            return Ok(());
+        }
+        let backing = self
+            .rig
+            .disk(BACKING)
+            .expect("there is a lower device")
+            .snapshot();
+        let mut oracle = self.belief.oracle().clone();
+        for (block, value) in (0..).zip(values_of(backing.durable(), self.blocks)) {
+            oracle.observe(block, value).map_err(|violation| {
+                Broken::new(rule, format!("the lower device alone\n{violation}"))
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! A campaign: many runs of one case, until one breaks a promise; then that one, shrunk.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Failure, Lab, Plan, Seen, TRIES_MAX, Work,
+    enumerate::{Small, Space},
+    random::Large,
+    run::{replay, run},
+    shrink,
+};
+use crate::{Family, Swarm, Tape};
+
+/// What a campaign found.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// The failure, shrunk.
+    pub failure: Option<Box<Failure>>,
+    /// The plan before it was shrunk.
+    pub found: Option<Box<Plan>>,
+    /// What it cost.
+    pub work: Work,
+    /// Reach marks.
+    pub marks: BTreeMap<&'static str, u64>,
+}
+
+/// How a campaign goes about its runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Most runs.
+    pub runs_max: u64,
+    /// Tries of the shrinker; 0: what was found is reported as it is.
+    pub tries_max: usize,
+}
+
+impl Effort {
+    /// At most this many runs, shrunk.
+    pub const fn runs(runs_max: u64) -> Self {
+        Self {
+            runs_max,
+            tries_max: TRIES_MAX,
+        }
+    }
+}
+
+/// Runs a space, or an evenly spread part of it that fits the effort: short workloads are all
+/// done first.
+pub fn exhaustive(lab: &Lab, space: &Space, effort: Effort) -> Verdict {
+    let mut verdict = Verdict::default();
+    let mut seen = Seen::default();
+    for small in spread(space, effort.runs_max) {
+        let tape = tape_of(&small);
+        if verdict.add(lab, &small.plan, &tape, &mut seen, effort) {
+            break;
+        }
+    }
+    verdict
+}
+
+/// Runs the seeds from `first` on.
+pub fn random(lab: &Lab, large: &Large, first: u64, effort: Effort) -> Verdict {
+    let mut verdict = Verdict::default();
+    for seed in first..first.saturating_add(effort.runs_max) {
+        let run = large.run(seed);
+        // States of different seeds are different: nothing to remember.
+        if verdict.add(lab, &run.plan, &run.tape, &mut Seen::default(), effort) {
+            break;
+        }
+    }
+    verdict
+}
+
+impl Verdict {
+    /// Does one run; says whether it failed.
+    fn add(
+        &mut self,
+        lab: &Lab,
+        plan: &Plan,
+        tape: &Tape,
+        seen: &mut Seen,
+        effort: Effort,
+    ) -> bool {
+        let ran = run(lab, plan, tape, seen);
+        self.work += ran.work;
+        for (mark, count) in ran.marks {
+            *self.marks.entry(mark).or_default() += count;
+        }
+        let Some(failure) = ran.failure else {
+            return false;
+        };
+        self.found = Some(Box::new(failure.plan.clone()));
+        self.failure = Some(smallest(lab, failure, effort.tries_max));
+        true
+    }
+}
+
+/// The smallest failure of the same rule that shrinking finds.
+pub fn smallest(lab: &Lab, failure: Box<Failure>, tries_max: usize) -> Box<Failure> {
+    let rule = failure.broken.rule.clone();
+    let mut best = failure.clone();
+    shrink(failure.plan.clone(), tries_max, |plan| {
+        let failed = replay(lab, plan)
+            .failure
+            .filter(|failed| failed.broken.rule == rule)?;
+        best = failed;
+        Some(best.plan.clone())
+    });
+    best
+}
+
+fn tape_of(small: &Small) -> Tape {
+    match small.seed {
+        None => Tape::benign(),
+        // Half of them do much of everything, half as their seed says.
+        Some(seed) if seed % 2 == 0 => Tape::random(seed),
+        Some(seed) => {
+            let swarm = Swarm::random(seed).with(Family::Event, 1);
+            Tape::random(seed).with_swarm(swarm)
+        }
+    }
+}
+
+/// All runs of the space if there are no more than `max`, else all workloads that are shorter than
+/// the longest and every n-th of the longest.
+fn spread(space: &Space, max: u64) -> impl Iterator<Item = Small> + '_ {
+    let short = Space {
+        ops_max: space.ops_max.saturating_sub(1),
+        ..space.clone()
+    };
+    let (all, short) = (space.len(), short.len());
+    let rest = max.saturating_sub(short).max(1);
+    let step = (all - short).div_ceil(rest).max(1);
+    // Not a divisor of what repeats (schedules, depths), so that each of them is seen.
+    let step = if step > 1 { step | 1 } else { 1 };
+    let mut number = 0u64;
+    space
+        .runs()
+        .filter(move |_| {
+            number += 1;
+            number <= short || (number - short).is_multiple_of(step)
+        })
+        .take(usize::try_from(max).unwrap_or(usize::MAX))
+}
