@@ -458,6 +458,11 @@ impl<M: Clone + Send + 'static> End<M> {
         connection.is_none_or(|connection| connection.is_broken)
     }
 
+    /// Counts the link's connections: a later one has a higher number, whichever is accepted first.
+    pub fn number(&self) -> u64 {
+        self.connection
+    }
+
     /// The process that has it.
     pub fn host(&self) -> &Host {
         &self.host

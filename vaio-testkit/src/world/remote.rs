@@ -13,8 +13,8 @@ use std::{
 
 use async_trait::async_trait;
 use vaio_core::{
-    Allocation, AllocationMap, BlockDevice, DeviceInfo, Error, ErrorKind, Extent, Io, Op, Reply,
-    Result, RuntimeExt, sync::Notify,
+    Allocation, AllocationMap, BlockDevice, DeviceInfo, Error, ErrorKind, Extent, Io, Op, OpKind,
+    Reply, Result, RuntimeExt, sync::Notify,
 };
 
 use super::link::{End, Link, Lost};
@@ -170,37 +170,137 @@ where
 /// Messages of a disk on another host.
 pub type DiskFrame = Frame<Op, Result<Reply>>;
 
-/// A disk on another host.
+/// A disk on another host. A connection that breaks, or is silent for too long, is given up; the
+/// next IO dials again.
+///
+/// An IO that failed so may still happen, but never after one of a later connection: the
+/// [server](serve_disk) sees to it. What was acknowledged and not flushed may be lost with the
+/// other host, so the next flush after a broken connection fails, once.
 pub struct RemoteDisk {
-    caller: Caller<Op, Result<Reply>>,
+    link: Link<DiskFrame>,
     info: DeviceInfo,
     host: Host,
     timeout: Duration,
+    state: Mutex<Connection>,
+}
+
+#[derive(Default)]
+struct Connection {
+    caller: Option<Arc<Caller<Op, Result<Reply>>>>,
+    /// Something was acknowledged since the last flush.
+    is_volatile: bool,
+    /// It may be lost.
+    is_suspect: bool,
 }
 
 impl RemoteDisk {
-    /// Dials the host that serves the disk. An IO that takes longer than `timeout` fails, and may
-    /// still happen.
-    pub fn dial(link: &Link<DiskFrame>, host: &Host, info: DeviceInfo, timeout: Duration) -> Self {
+    /// A disk of this kind, that is served at the link's other end. An IO that takes longer than
+    /// `timeout` fails.
+    pub fn new(link: &Link<DiskFrame>, host: &Host, info: DeviceInfo, timeout: Duration) -> Self {
         Self {
-            caller: Caller::new(link.dial(host)),
+            link: link.clone(),
             info,
             host: host.clone(),
             timeout,
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Connection> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn caller(&self) -> Arc<Caller<Op, Result<Reply>>> {
+        let mut state = self.state();
+        let caller = state
+            .caller
+            .get_or_insert_with(|| Arc::new(Caller::new(self.link.dial(&self.host))));
+        Arc::clone(caller)
+    }
+
+    /// Something was acknowledged that no flush covers.
+    fn acknowledged(&self, caller: &Arc<Caller<Op, Result<Reply>>>) {
+        let mut state = self.state();
+        state.is_volatile = true;
+        let is_current = state
+            .caller
+            .as_ref()
+            .is_some_and(|now| Arc::ptr_eq(now, caller));
+        // Its connection was given up meanwhile.
+        state.is_suspect |= !is_current;
+    }
+
+    /// Gives a connection up.
+    fn lost(&self, caller: &Arc<Caller<Op, Result<Reply>>>) {
+        caller.end.break_off();
+        let mut state = self.state();
+        let is_current = |now: &Arc<_>| Arc::ptr_eq(now, caller);
+        if state.caller.take_if(|now| is_current(now)).is_some() {
+            state.is_suspect |= state.is_volatile;
         }
     }
 }
 
-/// Serves a disk to whoever dials, until the host dies.
+/// What one served disk knows of its connections.
+#[derive(Debug, Default)]
+struct Served {
+    state: Mutex<(u64, usize)>,
+    ended: Notify,
+}
+
+impl Served {
+    /// Newest connection, and IOs in flight.
+    fn lock(&self) -> MutexGuard<'_, (u64, usize)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This connection is the newest: none of an older one starts an IO any more, and none has one
+    /// in flight. False: it is an older one itself.
+    async fn becomes_newest(&self, number: u64) -> bool {
+        if number < self.lock().0 {
+            return false;
+        }
+        self.lock().0 = number;
+        loop {
+            let ended = self.ended.listen();
+            if self.lock().1 == 0 {
+                return true;
+            }
+            ended.await;
+        }
+    }
+}
+
+/// Serves a disk to whoever dials last, until the host dies.
 pub async fn serve_disk(link: Link<DiskFrame>, host: Host, disk: Arc<dyn BlockDevice>) {
+    let served = Arc::new(Served::default());
     loop {
         let end = link.accept(&host).await;
-        let disk = Arc::clone(&disk);
-        let answers = serve(end, move |op: Op| {
-            let disk = Arc::clone(&disk);
-            async move { disk.submit(Io::new(op)).await }
+        let (served, disk) = (Arc::clone(&served), Arc::clone(&disk));
+        host.spawn("link.serve", async move {
+            let number = end.number();
+            if !served.becomes_newest(number).await {
+                end.break_off();
+                return;
+            }
+            serve(end, move |op: Op| {
+                let (served, disk) = (Arc::clone(&served), Arc::clone(&disk));
+                async move {
+                    {
+                        let mut state = served.lock();
+                        if state.0 != number {
+                            return Err(Error::new(ErrorKind::Gone, "an old connection"));
+                        }
+                        state.1 += 1;
+                    }
+                    let result = disk.submit(Io::new(op)).await;
+                    served.lock().1 -= 1;
+                    served.ended.notify_all();
+                    result
+                }
+            })
+            .await;
         });
-        host.spawn("link.serve", answers);
     }
 }
 
@@ -219,10 +319,27 @@ impl BlockDevice for RemoteDisk {
             let error = Error::new(kind, text).with_op(op).with_extent(extent);
             Err(error.with_disk("remote"))
         };
-        match rt.timeout_at(deadline, self.caller.ask(io.op)).await {
+        let is_flush = op == OpKind::Flush;
+        let caller = self.caller();
+        {
+            let mut state = self.state();
+            if is_flush && std::mem::take(&mut state.is_suspect) {
+                return failed(ErrorKind::Io, "the connection broke before this flush");
+            }
+            // What is acknowledged from here on is not covered by this flush.
+            state.is_volatile &= !is_flush;
+        }
+        let result = rt.timeout_at(deadline, caller.ask(io.op)).await;
+        if !matches!(result, Some(Ok(_))) {
+            self.state().is_volatile |= is_flush;
+            self.lost(&caller);
+        } else if op.is_mutation() {
+            self.acknowledged(&caller);
+        }
+        match result {
             Some(Ok(result)) => result,
-            Some(Err(Lost)) => failed(ErrorKind::Gone, "the connection to the disk broke"),
-            None => failed(ErrorKind::TimedOut, "the remote disk does not answer"),
+            Some(Err(Lost)) => failed(ErrorKind::Io, "the connection to the disk broke"),
+            None => failed(ErrorKind::Io, "the remote disk does not answer"),
         }
     }
 

@@ -5,6 +5,9 @@
 //! number is 1000).
 
 mod cases;
+mod lease;
+mod link;
+mod mirror;
 mod pair;
 mod subjects;
 
