@@ -3,12 +3,13 @@
 
 use std::{fs, process::Command};
 
-use vaio_core::Promise;
+use vaio_core::{OpKind, Promise};
 use vaio_testkit::{
     GuestOp, Subject,
     conformance::{self, Caller, Found},
+    disk::{Fault, Rule},
     explore::{
-        Lab, Plan,
+        FaultBelow, How, Lab, On, Plan,
         campaign::{Effort, exhaustive},
         enumerate::Space,
         replay,
@@ -86,7 +87,7 @@ fn text_of_a_lost_write_tells_where_its_data_went() {
             "w2 write [1..3] = meta",
             "flush; ok, durable: w2",
             "CRASH: power fails after boundary",
-            "every write below was durable: nothing is lost",
+            "every acknowledged write below was durable: nothing is lost",
             "after the crash: a new process recovers",
             "read [0..1] = meta(w1)",
             "#3 ok = #1 <== ILLEGAL",
@@ -186,6 +187,31 @@ fn overlapping_io_is_drawn_from_submission_to_answer() {
     );
     let page = html(&recording, &around());
     assert_tells(&page, &["ILLEGAL", "w3</b> write", "class=\"tail\""]);
+}
+
+#[test]
+fn io_that_fails_is_shown_as_failed_and_not_as_decided_by_the_crash() {
+    let mut lab = Lab::new(subject(Bug::DestageErrorIgnored, Promise::AtAck));
+    let rule = Rule::once(Fault::Error).on(OpKind::Write);
+    lab.checks.faults = vec![FaultBelow {
+        on: On::Backing,
+        how: How::Rule(rule),
+    }];
+    let recording = record(&lab, &plan("op write 0 1\n")).expect("the plan fails");
+    let said = text(&recording, &around());
+    assert_tells(
+        &said,
+        &[
+            "w1 write [0..1] = #1;",
+            "FAILED",
+            "backing w1 [0..1] FAILED: none, some or all",
+        ],
+    );
+    assert!(!said.contains("SURVIVES  backing: w1"), "{said}");
+    assert_tells(
+        &html(&recording, &around()),
+        &[" failed", "<b>w1</b> write [0..1]"],
+    );
 }
 
 #[test]
@@ -325,10 +351,10 @@ fn saved_plan_breaks_the_same_rule() {
     let artifacts = Artifacts::at(folder.path().join("vaio"));
     let case = "crash::any_moment";
     let said = failed_in(&artifacts, &subject, case, &CALLER, &found);
-    let paths = artifacts.paths(case, &failure.plan);
+    let paths = artifacts.paths(case, CALLER.test, &failure.plan);
     assert_eq!(
         paths,
-        artifacts.paths(case, &failure.plan.clone()),
+        artifacts.paths(case, CALLER.test, &failure.plan.clone()),
         "names are stable"
     );
     let saved = fs::read_to_string(&paths.plan).unwrap();

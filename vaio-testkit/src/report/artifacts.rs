@@ -56,8 +56,8 @@ impl Artifacts {
         Self { folder }
     }
 
-    /// The files of a failure: named by its case and a hash of its plan.
-    pub fn paths(&self, case: &str, plan: &Plan) -> Paths {
+    /// The files of a failure: named by its case, and a hash of the test's path and the plan.
+    pub fn paths(&self, case: &str, test: &str, plan: &Plan) -> Paths {
         let case: String = case
             .replace("::", "-")
             .chars()
@@ -69,7 +69,7 @@ impl Artifacts {
                 }
             })
             .collect();
-        let stem = format!("{case}-{:08x}", hash(&plan.to_string()));
+        let stem = format!("{case}-{:08x}", hash(&format!("{test}\n{plan}")));
         let path = |end: &str| self.folder.join(format!("{stem}.{end}"));
         Paths {
             plan: path("vaio"),

@@ -118,7 +118,7 @@ fn crash(out: &mut String, recording: &Recording, chapter: &Chapter, crash: &Cra
         escape(&crash.title)
     );
     if crash.undecided.is_empty() {
-        out.push_str("<div>every write below was durable: nothing is lost</div>");
+        out.push_str("<div>every acknowledged write below was durable: nothing is lost</div>");
     }
     for (number, disk) in recording.disks.iter().enumerate() {
         let mut ones = crash

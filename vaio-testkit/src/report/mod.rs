@@ -63,7 +63,7 @@ pub fn failed_in(
     let Some(failure) = &found.failure else {
         return short(&command);
     };
-    let paths = artifacts.paths(name, &failure.plan);
+    let paths = artifacts.paths(name, caller.test, &failure.plan);
     let around = Around {
         before: Some(found.was),
         replay: format!(

@@ -113,7 +113,7 @@ fn nowhere(text: &str) -> Place {
 /// What became of a lower write, in words.
 pub(super) fn state(io: &LowerIo) -> &'static str {
     match (io.fate, io.durable) {
-        (Fate::Failed, _) => "failed",
+        (Fate::Failed, _) => "FAILED: none, some or all of it may be there",
         (_, Some(_)) => "durable",
         (Fate::InFlight, _) => "in flight at the end",
         (Fate::Acked, _) => "acked below, not durable",

@@ -91,7 +91,9 @@ pub(super) fn sizes(recording: &Recording, around: &Around) -> String {
     } else {
         ""
     };
-    match around.before {
+    let is_smaller =
+        |before: &(usize, usize)| *before != (recording.plan.ops(), recording.plan.crashes());
+    match around.before.filter(is_smaller) {
         Some((ops, crashes)) => format!("shrunk: {} -> {now}{second}", size(ops, crashes)),
         None => format!("size: {now}{second}"),
     }
@@ -324,7 +326,10 @@ fn crash_lines(out: &mut String, recording: &Recording, chapter: &Chapter, crash
     let _ = writeln!(out, "{}", "=".repeat(WIDTH));
     let _ = writeln!(out, "CRASH: {}", crash.title);
     if crash.undecided.is_empty() {
-        let _ = writeln!(out, "  every write below was durable: nothing is lost");
+        let _ = writeln!(
+            out,
+            "  every acknowledged write below was durable: nothing is lost"
+        );
     }
     for one in &crash.undecided {
         let io = &chapter.ios[one.io];
