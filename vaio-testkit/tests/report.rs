@@ -6,7 +6,7 @@ use std::{fs, process::Command};
 use vaio_core::{OpKind, Promise};
 use vaio_testkit::{
     GuestOp, Subject,
-    conformance::{self, Caller, Found},
+    conformance::{self, Budget, Caller, Found, Said, run_case},
     disk::{Fault, Rule},
     explore::{
         FaultBelow, How, Lab, On, Plan,
@@ -223,8 +223,8 @@ fn long_run_is_cut_visibly() {
     while era.rows.len() < 2 * ROWS_MAX {
         era.rows.extend(rows.iter().cloned());
     }
-    let op = recording.plan.eras[0].ops[0];
-    recording.plan.eras[0].ops = vec![op; 300];
+    let ops = &mut recording.plan.as_mut().unwrap().eras[0].ops;
+    *ops = vec![ops[0]; 300];
     let said = text(&recording, &around());
     assert_tells(
         &said,
@@ -347,14 +347,16 @@ fn saved_plan_breaks_the_same_rule() {
         was: (2, 1),
         failure: Some(failure.clone()),
         lab: lab.clone(),
+        seed: None,
+        recording: None,
     };
     let artifacts = Artifacts::at(folder.path().join("vaio"));
     let case = "crash::any_moment";
     let said = failed_in(&artifacts, &subject, case, &CALLER, &found);
-    let paths = artifacts.paths(case, CALLER.test, &failure.plan);
+    let paths = artifacts.paths(case, CALLER.test, &failure.plan.to_string());
     assert_eq!(
         paths,
-        artifacts.paths(case, CALLER.test, &failure.plan.clone()),
+        artifacts.paths(case, CALLER.test, &failure.plan.to_string()),
         "names are stable"
     );
     let saved = fs::read_to_string(&paths.plan).unwrap();
@@ -379,6 +381,8 @@ fn file_that_cannot_be_written_hides_nothing() {
         was: (1, 1),
         failure: Some(failure),
         lab,
+        seed: None,
+        recording: None,
     };
     let artifacts = Artifacts::at(&in_the_way);
     let said = failed_in(&artifacts, &subject, "crash::any_moment", &CALLER, &found);
@@ -386,6 +390,42 @@ fn file_that_cannot_be_written_hides_nothing() {
         &said,
         &["lost-write BROKEN BY", "ILLEGAL", "note: cannot write"],
     );
+}
+
+#[test]
+fn failed_script_prints_its_timeline_and_the_seed_that_replays_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let subject = subject(Bug::FlushDoesNothing, Promise::AtFlush);
+    let case = "failover::power_loss";
+    let Said::Failed(found) = run_case(&subject, case, &Budget::default()) else {
+        panic!("the bug is not found");
+    };
+    let artifacts = Artifacts::at(folder.path());
+    let said = failed_in(&artifacts, &subject, case, &CALLER, &found);
+    assert_tells(
+        &said,
+        &[
+            "case failover::power_loss",
+            "CRASH: power fails",
+            "TORN",
+            "ILLEGAL",
+            "replay:\n  VAIO_SEED=",
+        ],
+    );
+    assert!(!said.contains("plan:") && !said.contains("note:"), "{said}");
+    for line in said.lines().filter(|line| !line.contains("/")) {
+        assert!(line.len() <= WIDTH, "{} columns: {line}", line.len());
+    }
+    let seed = found.seed.unwrap();
+    let again = Budget {
+        factor: 0.01,
+        seed,
+        ..Budget::default()
+    };
+    let Said::Failed(again) = run_case(&subject, case, &again) else {
+        panic!("the seed does not replay it");
+    };
+    assert_eq!(again.broken, found.broken);
 }
 
 #[test]

@@ -68,6 +68,8 @@ impl Explored {
                     failure: Some(failure),
                     was,
                     lab,
+                    seed: None,
+                    recording: None,
                 }));
             }
         }
