@@ -3,12 +3,13 @@
 
 use std::{fs, process::Command};
 
-use vaio_core::Promise;
+use vaio_core::{OpKind, Promise};
 use vaio_testkit::{
     GuestOp, Subject,
-    conformance::{self, Caller, Found},
+    conformance::{self, Budget, Caller, Found, Said, run_case},
+    disk::{Fault, Rule},
     explore::{
-        Lab, Plan,
+        FaultBelow, How, Lab, On, Plan,
         campaign::{Effort, exhaustive},
         enumerate::Space,
         replay,
@@ -86,7 +87,7 @@ fn text_of_a_lost_write_tells_where_its_data_went() {
             "w2 write [1..3] = meta",
             "flush; ok, durable: w2",
             "CRASH: power fails after boundary",
-            "every write below was durable: nothing is lost",
+            "every acknowledged write below was durable: nothing is lost",
             "after the crash: a new process recovers",
             "read [0..1] = meta(w1)",
             "#3 ok = #1 <== ILLEGAL",
@@ -189,6 +190,31 @@ fn overlapping_io_is_drawn_from_submission_to_answer() {
 }
 
 #[test]
+fn io_that_fails_is_shown_as_failed_and_not_as_decided_by_the_crash() {
+    let mut lab = Lab::new(subject(Bug::DestageErrorIgnored, Promise::AtAck));
+    let rule = Rule::once(Fault::Error).on(OpKind::Write);
+    lab.checks.faults = vec![FaultBelow {
+        on: On::Backing,
+        how: How::Rule(rule),
+    }];
+    let recording = record(&lab, &plan("op write 0 1\n")).expect("the plan fails");
+    let said = text(&recording, &around());
+    assert_tells(
+        &said,
+        &[
+            "w1 write [0..1] = #1;",
+            "FAILED",
+            "backing w1 [0..1] FAILED: none, some or all",
+        ],
+    );
+    assert!(!said.contains("SURVIVES  backing: w1"), "{said}");
+    assert_tells(
+        &html(&recording, &around()),
+        &[" failed", "<b>w1</b> write [0..1]"],
+    );
+}
+
+#[test]
 fn long_run_is_cut_visibly() {
     let mut recording = recorded(Bug::AckBeforeFlush, "op write 0 1\n");
     let era = &mut recording.chapters[0];
@@ -197,8 +223,8 @@ fn long_run_is_cut_visibly() {
     while era.rows.len() < 2 * ROWS_MAX {
         era.rows.extend(rows.iter().cloned());
     }
-    let op = recording.plan.eras[0].ops[0];
-    recording.plan.eras[0].ops = vec![op; 300];
+    let ops = &mut recording.plan.as_mut().unwrap().eras[0].ops;
+    *ops = vec![ops[0]; 300];
     let said = text(&recording, &around());
     assert_tells(
         &said,
@@ -321,14 +347,16 @@ fn saved_plan_breaks_the_same_rule() {
         was: (2, 1),
         failure: Some(failure.clone()),
         lab: lab.clone(),
+        seed: None,
+        recording: None,
     };
     let artifacts = Artifacts::at(folder.path().join("vaio"));
     let case = "crash::any_moment";
     let said = failed_in(&artifacts, &subject, case, &CALLER, &found);
-    let paths = artifacts.paths(case, &failure.plan);
+    let paths = artifacts.paths(case, CALLER.test, &failure.plan.to_string());
     assert_eq!(
         paths,
-        artifacts.paths(case, &failure.plan.clone()),
+        artifacts.paths(case, CALLER.test, &failure.plan.to_string()),
         "names are stable"
     );
     let saved = fs::read_to_string(&paths.plan).unwrap();
@@ -353,6 +381,8 @@ fn file_that_cannot_be_written_hides_nothing() {
         was: (1, 1),
         failure: Some(failure),
         lab,
+        seed: None,
+        recording: None,
     };
     let artifacts = Artifacts::at(&in_the_way);
     let said = failed_in(&artifacts, &subject, "crash::any_moment", &CALLER, &found);
@@ -360,6 +390,42 @@ fn file_that_cannot_be_written_hides_nothing() {
         &said,
         &["lost-write BROKEN BY", "ILLEGAL", "note: cannot write"],
     );
+}
+
+#[test]
+fn failed_script_prints_its_timeline_and_the_seed_that_replays_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let subject = subject(Bug::FlushDoesNothing, Promise::AtFlush);
+    let case = "failover::power_loss";
+    let Said::Failed(found) = run_case(&subject, case, &Budget::default()) else {
+        panic!("the bug is not found");
+    };
+    let artifacts = Artifacts::at(folder.path());
+    let said = failed_in(&artifacts, &subject, case, &CALLER, &found);
+    assert_tells(
+        &said,
+        &[
+            "case failover::power_loss",
+            "CRASH: power fails",
+            "TORN",
+            "ILLEGAL",
+            "replay:\n  VAIO_SEED=",
+        ],
+    );
+    assert!(!said.contains("plan:") && !said.contains("note:"), "{said}");
+    for line in said.lines().filter(|line| !line.contains("/")) {
+        assert!(line.len() <= WIDTH, "{} columns: {line}", line.len());
+    }
+    let seed = found.seed.unwrap();
+    let again = Budget {
+        factor: 0.01,
+        seed,
+        ..Budget::default()
+    };
+    let Said::Failed(again) = run_case(&subject, case, &again) else {
+        panic!("the seed does not replay it");
+    };
+    assert_eq!(again.broken, found.broken);
 }
 
 #[test]

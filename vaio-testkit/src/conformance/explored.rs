@@ -78,6 +78,8 @@ impl Explored {
                     failure: Some(failure),
                     was,
                     lab,
+                    seed: None,
+                    recording: None,
                 }));
             }
         }

@@ -56,6 +56,10 @@ pub struct Found {
     pub was: (usize, usize),
     /// The lab it was found in.
     pub lab: Lab,
+    /// What replays it, where the case is a script.
+    pub seed: Option<u64>,
+    /// What the script did.
+    pub recording: Option<Box<report::Recording>>,
 }
 
 /// How much each case does, as a factor of what a pull request should wait for.
@@ -153,13 +157,15 @@ pub fn check(subject: &Subject, name: &str, caller: &Caller) {
             let (failure, lab) = labs_of(subject, name)
                 .into_iter()
                 .find_map(|lab| Some((replay(&lab, &plan).failure?, lab)))?;
-            println!("{name}: {} fails again", path);
+            println!("{name}: {path} fails again");
             let was = (plan.ops(), plan.crashes());
             Some(Found {
                 broken: failure.broken.clone(),
                 failure: Some(failure),
                 was,
                 lab,
+                seed: None,
+                recording: None,
             })
         }) {
         Some(found) => Said::Failed(Box::new(found)),

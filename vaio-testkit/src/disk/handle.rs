@@ -171,11 +171,11 @@ fn finish(disk: &SimDisk, op: &Op, started: &Started) -> Option<Result<Reply>> {
     {
         state.journal.returned(flying.entry, data);
     }
+    let kind = if result.is_ok() { "done" } else { "failed" };
+    let name = || shared.name.clone();
     shared
         .sim
-        .note(Some(&flying.host), "done", flying.entry, || {
-            shared.name.clone()
-        });
+        .note(Some(&flying.host), kind, flying.entry, name);
     Some(result)
 }
 

@@ -6,8 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::explore::Plan;
-
 /// Where files go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Artifacts {
@@ -56,8 +54,9 @@ impl Artifacts {
         Self { folder }
     }
 
-    /// The files of a failure: named by its case and a hash of its plan.
-    pub fn paths(&self, case: &str, plan: &Plan) -> Paths {
+    /// The files of a failure: named by its case, and a hash of the test's path and of what
+    /// makes it fail: its plan, or its seed.
+    pub fn paths(&self, case: &str, test: &str, key: &str) -> Paths {
         let case: String = case
             .replace("::", "-")
             .chars()
@@ -69,7 +68,7 @@ impl Artifacts {
                 }
             })
             .collect();
-        let stem = format!("{case}-{:08x}", hash(&plan.to_string()));
+        let stem = format!("{case}-{:08x}", hash(&format!("{test}\n{key}")));
         let path = |end: &str| self.folder.join(format!("{stem}.{end}"));
         Paths {
             plan: path("vaio"),

@@ -104,7 +104,7 @@ impl<'a> Builder<'a> {
             "guest" => self.asked(event, OpId(number)),
             "ack" => self.answered(event, OpId(number)),
             "submit" => self.submitted(event),
-            "done" => self.answered_below(event),
+            "done" | "failed" => self.answered_below(event),
             "power" => self.power(&event.text.parse().unwrap_or_default(), None),
             "killed" => self.killed(None),
             "timer" => self.timer_fired = true,
@@ -272,14 +272,15 @@ impl<'a> Builder<'a> {
             return;
         };
         let row = self.push(event, None, What::Done(index));
+        let is_ok = event.kind == "done";
         let entry = &mut self.now.ios[index];
         entry.ended = Some(row);
-        if entry.fate == Fate::InFlight {
-            entry.fate = match io.fate {
-                Fate::Failed => Fate::Failed,
-                _ => Fate::Acked,
-            };
-        }
+        entry.fate = match entry.fate {
+            // None, some or all of it may be there: no crash says more.
+            _ if !is_ok => Fate::Failed,
+            Fate::InFlight => Fate::Acked,
+            decided => decided,
+        };
         if let Some(data) = io.data.as_ref().filter(|_| io.op == OpKind::Read) {
             let data = blocks_of(data, self.disks[disk].block as usize);
             entry.stamps = stamps_of(&data);
@@ -288,7 +289,6 @@ impl<'a> Builder<'a> {
             entry.content = joined(&entry.labels);
             entry.matters |= (entry.stamps.iter()).any(|s| Some(s.block) == self.block);
         }
-        let is_ok = io.fate != Fate::Failed;
         if is_ok && entry.is_mutation() && (entry.is_fua || !self.disks[disk].is_volatile) {
             entry.durable = Some(row);
         }
@@ -324,8 +324,11 @@ impl<'a> Builder<'a> {
             }
             for (key, index) in &self.begun {
                 let fate = self.disks[key.0].journal.get(key.1).map(|io| io.fate);
-                if let Some(fate @ (Fate::Survived | Fate::Torn | Fate::Lost)) = fate {
-                    self.now.ios[*index].fate = fate;
+                let io = &mut self.now.ios[*index];
+                if let Some(fate @ (Fate::Survived | Fate::Torn | Fate::Lost)) = fate
+                    && io.fate != Fate::Failed
+                {
+                    io.fate = fate;
                 }
             }
         }

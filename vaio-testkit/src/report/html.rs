@@ -45,8 +45,11 @@ pub fn html(recording: &Recording, around: &Around) -> String {
             self::crash(&mut out, recording, chapter, crash);
         }
     }
-    let plan = escape(&recording.plan.to_string());
-    let _ = write!(out, "<h2>Plan</h2>\n<pre>{plan}</pre>\n<h2>Replay</h2>\n");
+    if let Some(plan) = &recording.plan {
+        let plan = escape(&plan.to_string());
+        let _ = write!(out, "<h2>Plan</h2>\n<pre>{plan}</pre>\n");
+    }
+    out.push_str("<h2>Replay</h2>\n");
     let _ = writeln!(out, "<pre>{}</pre>\n</body></html>", escape(&around.replay));
     out
 }
@@ -59,7 +62,7 @@ fn verdict(out: &mut String, recording: &Recording, around: &Around) {
         escape(&recording.broken.rule),
         escape(recording.filter),
         escape(recording.promise),
-        escape(&recording.plan.case),
+        escape(&recording.case),
         escape(&sizes(recording, around)),
         with_ops(&recording.broken.what)
     );
@@ -118,7 +121,7 @@ fn crash(out: &mut String, recording: &Recording, chapter: &Chapter, crash: &Cra
         escape(&crash.title)
     );
     if crash.undecided.is_empty() {
-        out.push_str("<div>every write below was durable: nothing is lost</div>");
+        out.push_str("<div>every acknowledged write below was durable: nothing is lost</div>");
     }
     for (number, disk) in recording.disks.iter().enumerate() {
         let mut ones = crash

@@ -27,6 +27,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub use artifacts::{Artifacts, Paths};
 pub use events::events;
 pub use html::{ROWS_MAX, html};
+pub(crate) use record::record_script;
 pub use record::{Chapter, Crash, LowerIo, Recording, Row, Undecided, What, record};
 pub use story::{Place, Told};
 pub use text::{Around, LINES_MAX, PLAN_MAX, TOLD_MAX, WIDTH, text};
@@ -60,39 +61,57 @@ pub fn failed_in(
         )
     };
     let command = command(caller);
-    let Some(failure) = &found.failure else {
-        return short(&command);
+    let (key, replay) = match (&found.failure, found.seed) {
+        (Some(failure), _) => (failure.plan.to_string(), None),
+        (None, Some(seed)) => (
+            seed.to_string(),
+            Some(format!("VAIO_SEED={seed} {command}")),
+        ),
+        (None, None) => return short(&command),
     };
-    let paths = artifacts.paths(name, &failure.plan);
-    let around = Around {
-        before: Some(found.was),
-        replay: format!(
+    let paths = artifacts.paths(name, caller.test, &key);
+    let with_plan = || {
+        format!(
             "VAIO_PLAN={} {command}",
             quoted(&paths.plan.to_string_lossy())
-        ),
-        files: paths.all().map(|path| path.display().to_string()).into(),
+        )
     };
-    // A plan first of all: what comes next may fail.
+    let has_plan = found.failure.is_some();
+    let files = paths.all().into_iter().skip(usize::from(!has_plan));
+    let around = Around {
+        before: has_plan.then_some(found.was),
+        replay: replay.unwrap_or_else(with_plan),
+        files: files.map(|path| path.display().to_string()).collect(),
+    };
     let mut problems = Vec::new();
-    problems.extend(artifacts.write(&paths.plan, &failure.plan.to_string()));
-    let recorded = catch_unwind(AssertUnwindSafe(|| record(&found.lab, &failure.plan)));
+    if has_plan {
+        // First of all: what comes next may fail.
+        problems.extend(artifacts.write(&paths.plan, &key));
+    }
+    let bare = || {
+        let plan = if has_plan { key.as_str() } else { "" };
+        format!("{}\n{plan}", short(&around.replay))
+    };
+    let recorded = catch_unwind(AssertUnwindSafe(|| match &found.failure {
+        Some(failure) => record(&found.lab, &failure.plan),
+        None => found.recording.as_deref().cloned(),
+    }));
     let mut said = match recorded {
-        Ok(Some(recording)) => {
+        Ok(Some(mut recording)) => {
+            name.clone_into(&mut recording.case);
             let said = text(&recording, &around);
             problems.extend(artifacts.write(&paths.events, &events(&recording)));
             problems.extend(artifacts.write(&paths.page, &html(&recording, &around)));
             said
         }
         Ok(None) => {
-            problems.push(
-                "the plan does not fail when it is run again: the filter is not deterministic"
-                    .to_owned(),
-            );
-            format!("{}\nplan:\n{}", short(&around.replay), failure.plan)
+            let why = "no timeline: run again, it does not fail; the filter is not deterministic";
+            problems.push(why.to_owned());
+            bare()
         }
         Err(_) => {
             problems.push("the timeline could not be made".to_owned());
-            format!("{}\nplan:\n{}", short(&around.replay), failure.plan)
+            bare()
         }
     };
     problems.extend(artifacts.write(&paths.text, &said));

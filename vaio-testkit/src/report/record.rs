@@ -11,9 +11,9 @@ use vaio_core::{Instant, OpKind};
 
 use super::{chapter::Builder, content::Labels, story};
 use crate::{
-    GuestOp, Schedule, Sim, Tape, TraceEvent,
+    GuestOp, Schedule, Sim, Subject, Tape, TraceEvent,
     disk::Fate,
-    explore::{Broken, CrashKind, Lab, Plan, Seen, recorded_in},
+    explore::{Belief, Broken, CrashKind, Lab, Plan, Rig, Seen, recorded_in},
     oracle::{Moment, OpId, promise_name},
     sim::TRACE_EVENTS_MAX,
     stamp::Stamp,
@@ -28,8 +28,10 @@ pub struct Recording {
     pub promise: &'static str,
     /// What was broken.
     pub broken: Broken,
-    /// The plan, with the crash state that failed.
-    pub plan: Plan,
+    /// The case that found it.
+    pub case: String,
+    /// The plan, with the crash state that failed; `None` for a script, which a seed replays.
+    pub plan: Option<Plan>,
     /// Names of the lower devices, the backing first.
     pub disks: Vec<String>,
     /// From each opening of the disk to its end.
@@ -219,12 +221,42 @@ pub fn record(lab: &Lab, plan: &Plan) -> Option<Recording> {
         filter: lab.subject.name(),
         promise: promise_name(lab.subject.promise()),
         broken,
-        plan: failure.plan,
+        case: failure.plan.case.clone(),
+        plan: Some(failure.plan),
         disks,
         chapters,
         story,
         events,
     })
+}
+
+/// What a script did in a world whose trace was kept.
+pub(crate) fn record_script(
+    subject: &Subject,
+    case: &str,
+    broken: Broken,
+    (rig, belief): (&Rig, &Belief),
+) -> Recording {
+    let descriptor = subject.descriptor();
+    let is_coded = descriptor.content == vaio_core::Content::Transformed;
+    let mut labels = Labels::new(is_coded);
+    let mut builder = Builder::new(0, rig, belief, broken.block, &mut labels);
+    let events = rig.sim().trace().events();
+    builder.read(&events);
+    let mut chapters = builder.end();
+    mark_broken(&mut chapters, &broken);
+    let history = belief.oracle().history().clone();
+    Recording {
+        filter: subject.name(),
+        promise: promise_name(subject.promise()),
+        case: case.to_owned(),
+        story: story::tell(&history, &chapters, broken.block),
+        broken,
+        plan: None,
+        disks: rig.names().iter().map(ToString::to_string).collect(),
+        chapters,
+        events: events.into_iter().map(|event| (0, event)).collect(),
+    }
 }
 
 /// The last answer of the last chapter is what broke the promise, unless it was found in another
@@ -233,7 +265,9 @@ fn mark_broken(chapters: &mut [Chapter], broken: &Broken) {
     let Some(chapter) = chapters.last_mut() else {
         return;
     };
-    if chapter.crash.is_some() || broken.rule == "close-lost" {
+    // Other rules are found by looking, not by reading.
+    let is_read = broken.rule == "error" || broken.what.starts_with("VIOLATION");
+    if chapter.crash.is_some() || !is_read {
         return;
     }
     for row in chapter.rows.iter_mut().rev() {

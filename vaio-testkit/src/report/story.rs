@@ -86,7 +86,7 @@ fn places(chapters: &[Chapter], id: OpId, block: u64) -> Vec<Place> {
 /// Whether what is beside the backing was ever looked at again: what recovery did not read, it
 /// cannot have used.
 fn read_back(later: &[Chapter], io: &LowerIo, id: OpId, block: u64) -> &'static str {
-    if later.is_empty() || io.disk == 0 || io.fate == Fate::Lost {
+    if later.is_empty() || io.disk == 0 || matches!(io.fate, Fate::Lost | Fate::Torn) {
         return "";
     }
     let returns = |read: &LowerIo| {
@@ -113,7 +113,7 @@ fn nowhere(text: &str) -> Place {
 /// What became of a lower write, in words.
 pub(super) fn state(io: &LowerIo) -> &'static str {
     match (io.fate, io.durable) {
-        (Fate::Failed, _) => "failed",
+        (Fate::Failed, _) => "FAILED: none, some or all of it may be there",
         (_, Some(_)) => "durable",
         (Fate::InFlight, _) => "in flight at the end",
         (Fate::Acked, _) => "acked below, not durable",

@@ -50,13 +50,15 @@ pub fn text(recording: &Recording, around: &Around) -> String {
         lanes.chapter(&mut out, recording, chapter);
     }
     story(&mut out, recording);
-    let _ = write!(out, "\nplan:\n");
-    let plan = recording.plan.to_string();
-    for line in plan.lines().take(PLAN_MAX) {
-        let _ = writeln!(out, "  {line}");
-    }
-    if let Some(more) = plan.lines().count().checked_sub(PLAN_MAX + 1) {
-        let _ = writeln!(out, "  ... {} more lines in the plan's file ...", more + 1);
+    if let Some(plan) = &recording.plan {
+        let _ = write!(out, "\nplan:\n");
+        let plan = plan.to_string();
+        for line in plan.lines().take(PLAN_MAX) {
+            let _ = writeln!(out, "  {line}");
+        }
+        if let Some(more) = plan.lines().count().checked_sub(PLAN_MAX + 1) {
+            let _ = writeln!(out, "  ... {} more lines in the plan's file ...", more + 1);
+        }
     }
     let _ = write!(out, "\nreplay:\n  {}\n", around.replay);
     if !around.files.is_empty() {
@@ -68,9 +70,12 @@ pub fn text(recording: &Recording, around: &Around) -> String {
     out
 }
 
-/// "37 ops, 4 crashes -> 3 ops, 1 crash".
+/// "37 ops, 4 crashes -> 3 ops, 1 crash"; empty for a script.
 pub(super) fn sizes(recording: &Recording, around: &Around) -> String {
-    let size = |ops: usize, crashes: usize| {
+    let Some(plan) = &recording.plan else {
+        return String::new();
+    };
+    let size = |(ops, crashes): (usize, usize)| {
         let plural = |n: usize, word: &str, more: &str| {
             format!("{n} {word}{}", if n == 1 { "" } else { more })
         };
@@ -80,20 +85,20 @@ pub(super) fn sizes(recording: &Recording, around: &Around) -> String {
             plural(crashes, "crash", "es")
         )
     };
-    let now = size(recording.plan.ops(), recording.plan.crashes());
     // The kit's own crash after the recovery is in no plan.
     let crashed = recording
         .chapters
         .iter()
         .filter(|chapter| chapter.crash.is_some());
-    let second = if crashed.count() > recording.plan.crashes() {
+    let second = if crashed.count() > plan.crashes() {
         ", then a second era"
     } else {
         ""
     };
-    match around.before {
-        Some((ops, crashes)) => format!("shrunk: {} -> {now}{second}", size(ops, crashes)),
-        None => format!("size: {now}{second}"),
+    let now = (plan.ops(), plan.crashes());
+    match around.before.filter(|before| *before != now) {
+        Some(before) => format!("shrunk: {} -> {}{second}", size(before), size(now)),
+        None => format!("size: {}{second}", size(now)),
     }
 }
 
@@ -101,12 +106,18 @@ fn head(out: &mut String, recording: &Recording, around: &Around) {
     let _ = writeln!(
         out,
         "{} BROKEN BY {}   case {}",
-        recording.broken.rule, recording.filter, recording.plan.case
+        recording.broken.rule, recording.filter, recording.case
     );
     for line in recording.broken.what.lines() {
-        let _ = writeln!(out, "  {line}");
+        for part in wrap(line, WIDTH - 2) {
+            let _ = writeln!(out, "  {part}");
+        }
     }
-    let _ = writeln!(out, "  {}\n", sizes(recording, around));
+    let sizes = sizes(recording, around);
+    if !sizes.is_empty() {
+        let _ = writeln!(out, "  {sizes}");
+    }
+    out.push('\n');
 }
 
 fn story(out: &mut String, recording: &Recording) {
@@ -324,18 +335,24 @@ fn crash_lines(out: &mut String, recording: &Recording, chapter: &Chapter, crash
     let _ = writeln!(out, "{}", "=".repeat(WIDTH));
     let _ = writeln!(out, "CRASH: {}", crash.title);
     if crash.undecided.is_empty() {
-        let _ = writeln!(out, "  every write below was durable: nothing is lost");
+        let _ = writeln!(
+            out,
+            "  every acknowledged write below was durable: nothing is lost"
+        );
     }
     for one in &crash.undecided {
         let io = &chapter.ios[one.io];
-        let _ = writeln!(
-            out,
+        let line = format!(
             "  {:<9} {}: {} ({})",
             fate(one.fate),
             recording.disks[one.disk],
             with_content(io, title(io)),
             undecided(one, io)
         );
+        for (number, line) in wrap(&line, WIDTH - 12).iter().enumerate() {
+            let indent = if number == 0 { 0 } else { 10 };
+            let _ = writeln!(out, "{:indent$}{line}", "");
+        }
     }
     let _ = writeln!(out, "{}", "=".repeat(WIDTH));
 }

@@ -154,6 +154,8 @@ fn same(subject: &Subject, budget: &Budget, quick: u64, by_plan: bool) -> Said {
             failure: None,
             was: (0, 0),
             lab,
+            seed: Some(seed),
+            recording: None,
         }));
     }
     Said::Passed(work)
