@@ -27,13 +27,14 @@ pub(super) fn run(case: &Case, subject: &Subject, budget: &Budget) -> Said {
             seed => Tape::random(seed).with_swarm(Swarm::random(seed)),
         };
         work.runs += 1;
-        if let Err(mut broken) = (case.run)(subject, &tape) {
-            broken.what = format!("{}\n  replay: VAIO_SEED={seed}", broken.what);
+        if let Err(broken) = (case.run)(subject, &tape) {
             return Said::Failed(Box::new(Found {
                 broken,
                 failure: None,
                 was: (0, 0),
                 lab: Lab::new(subject.clone()),
+                seed: Some(seed),
+                recording: None,
             }));
         }
     }
