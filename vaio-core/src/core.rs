@@ -109,6 +109,9 @@ pub(crate) struct Core {
     pub(crate) tick: AtomicU32,
     next_id: AtomicU64,
     slots_taken: Mutex<usize>,
+    /// Flushes that failed anywhere in the chain. What a flush failed to make durable, a later one
+    /// does not cover.
+    pub(crate) failed_flushes: AtomicU64,
     pub(crate) latency: [Histogram; OpKind::COUNT],
     counters: Mutex<Counters>,
     closed: AtomicBool,
@@ -150,6 +153,7 @@ impl Core {
             tick: AtomicU32::new(0),
             next_id: AtomicU64::new(0),
             slots_taken: Mutex::new(0),
+            failed_flushes: AtomicU64::new(0),
             latency: std::array::from_fn(|_| Histogram::default()),
             counters: Mutex::default(),
             closed: AtomicBool::new(false),

@@ -43,6 +43,44 @@ fn panics_on(name: &'static str, kind: OpKind, after_next: Option<u64>) -> Custo
     })
 }
 
+/// The bug: the flush that stands for fua succeeded, and the write was acknowledged as durable,
+/// although a flush that failed just before may have dropped it from the device's cache.
+#[tokio::test(start_paused = true)]
+async fn fua_by_flush_fails_when_another_flush_failed_meanwhile() {
+    let device = TestDevice::volatile();
+    let flushes = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&flushes);
+    device.hook(move |io| {
+        let kind = io.op.kind();
+        let nth = match kind {
+            OpKind::Flush => count.fetch_add(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        Box::pin(async move {
+            match (kind, nth) {
+                (OpKind::Write, _) => tokio::time::sleep(ms(10)).await,
+                (OpKind::Flush, 0) => {
+                    tokio::time::sleep(ms(20)).await;
+                    return Err(Error::new(ErrorKind::Io, "dropped"));
+                }
+                (OpKind::Flush, _) => tokio::time::sleep(ms(20)).await,
+                _ => {}
+            }
+            Ok(())
+        })
+    });
+    let disk = open(Arc::clone(&device), vec![]).await;
+    let write = || write_of(0, 7, 512).with_fua();
+    let (flushed, written) = futures::join!(disk.submit(Io::flush()), disk.submit(write()));
+    assert!(flushed.is_err());
+    let error = written.unwrap_err();
+    assert!(
+        error.to_string().contains("another flush failed"),
+        "{error}"
+    );
+    disk.submit(write()).await.expect("no flush fails any more");
+}
+
 /// The bug: each piece of a split IO told the failed observer's hop that the *whole* IO was done,
 /// so the guest had a success for data that was never written.
 #[tokio::test(start_paused = true)]

@@ -165,6 +165,8 @@ pub(super) async fn run(
         Plan::Pieces { pieces, then_flush } => (pieces, then_flush),
     };
     debug_assert!(extent.len() <= u64::from(TRANSFER_MAX) || kind != OpKind::Read);
+    let failed_flushes = &cx.chain.core.failed_flushes;
+    let failed_before = failed_flushes.load(Relaxed);
     let part = |op: Op| part(&cx, caller, io.with_op(op), rule, site);
     let mut data = BytesMut::new();
     // A few at a time, and all of them polled each time: when an observer is bypassed, every IO
@@ -177,6 +179,14 @@ pub(super) async fn run(
     }
     if then_flush {
         part(Op::Flush).await?;
+        // A flush that failed in between may have dropped this very write, and the one that
+        // succeeded then does not cover it. Writing again could undo what came meanwhile.
+        if failed_flushes.load(Relaxed) != failed_before {
+            let text = "another flush failed before this write was durable, so it may not be";
+            return Err(Error::new(ErrorKind::Io, text)
+                .with_op(kind)
+                .with_extent(extent));
+        }
     }
     Ok(match kind {
         OpKind::Read => Reply::Data(data.freeze()),

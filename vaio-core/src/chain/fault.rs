@@ -162,6 +162,9 @@ impl<'a> Submit<'a> {
         if self.stage != Stage::Emulated {
             self.counters().errors.fetch_add(1, Relaxed);
         }
+        if self.kind == OpKind::Flush {
+            self.chain().core.failed_flushes.fetch_add(1, Relaxed);
+        }
         // An observer that was taken out of the path while it had the IO, and answers with the
         // error it got for its own breach: its IO goes on without it.
         if self.has_spare() && self.layer().is_some_and(|layer| is_own(layer, &error)) {
