@@ -1,4 +1,4 @@
-//! The proof: every case of the suite, on two sheets of two records, so that three writes wrap.
+//! The proof: every case of the suite, on two sheets of one record, so that three writes wrap.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use vendor_filter::{STAGING_DEVICE, StagingFactory};
 
 fn factory(scale: Scale) -> StagingFactory {
     match scale {
-        Scale::Tiny => StagingFactory::new(2, 2),
+        Scale::Tiny => StagingFactory::new(1, 2),
         Scale::Small => StagingFactory::new(8, 4),
     }
 }

@@ -387,7 +387,9 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
             .crashing(PLAIN)
             .one_era()
             .recovery(),
-        ("recovery_crash", "overwrites") => small(&[w(0, 1), w(0, 2), F], 3, 40)
+        // All of them: a crash in recovery shows only after writes that were flushed.
+        ("recovery_crash", "overwrites") => small(&[w(0, 1), w(0, 2), F], 3, 80)
+            .depths(&[1], 1)
             .crashing(&[Tier::None, Tier::All])
             .recovery(),
         _ => return None,
@@ -396,6 +398,10 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
 
 fn faults(group: &str, case: &str) -> Option<Explored> {
     let work = small(&[w(0, 1), F, I, r(0, 2), w(0, 2)], 3, 60).crashing(&[Tier::None, Tier::All]);
+    // All of them: write, a flush that fails, one that does not.
+    let flushes = small(&[w(0, 1), F, I], 3, 80)
+        .depths(&[1], 1)
+        .crashing(&[Tier::None, Tier::All]);
     let once = Rule::once(Fault::Error);
     Some(match (group, case) {
         ("faults", "backing_read") => work.rule(On::Backing, once.on(OpKind::Read)),
@@ -411,8 +417,8 @@ fn faults(group: &str, case: &str) -> Option<Explored> {
         ("faults", "no_space") => work.rule(On::All, Rule::once(Fault::NoSpace)),
         ("faults", "latent") => large(60, 3).any_fault(On::All, &[Fault::Latent]),
         ("faults", "any") => large(120, 3).any_fault(On::All, &[Fault::Error, Fault::NoSpace]),
-        ("fsyncgate", "backing") => work.rule(On::Backing, once.on(OpKind::Flush)),
-        ("fsyncgate", "beside") => work.rule(On::Beside, once.on(OpKind::Flush)),
+        ("fsyncgate", "backing") => flushes.rule(On::Backing, once.on(OpKind::Flush)),
+        ("fsyncgate", "beside") => flushes.rule(On::Beside, once.on(OpKind::Flush)),
         _ => return None,
     })
 }
