@@ -407,7 +407,9 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
             .crashing(PLAIN)
             .one_era()
             .recovery(),
-        ("recovery_crash", "overwrites") => small(&[w(0, 1), w(0, 2), F], 3, 40)
+        // All of them: a crash in recovery shows only after writes that were flushed.
+        ("recovery_crash", "overwrites") => small(&[w(0, 1), w(0, 2), F], 3, 80)
+            .depths(&[1], 1)
             .crashing(&[Tier::None, Tier::All])
             .recovery(),
         _ => return None,
@@ -417,6 +419,7 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
 fn faults(group: &str, case: &str) -> Option<Explored> {
     let work = small(&[w(0, 1), F, I, r(0, 2), w(0, 2)], 3, 60).crashing(&[Tier::None, Tier::All]);
     let once = Rule::once(Fault::Error);
+    // All of them: write, a flush that fails, one that does not.
     let gate = small(&[w(0, 1), F, I], 4, 240)
         .depths(&[1], 1)
         .crashing(&[Tier::None, Tier::All]);
