@@ -161,8 +161,8 @@ struct Lanes {
 impl Lanes {
     fn new(recording: &Recording) -> Self {
         let disks = recording.disks.len().max(1);
-        // Each lane is headed by "| ".
-        let taken = MARK + CLOCK + 1 + TIME + 1 + GUEST + 2 + FILTER + 2;
+        // Each lane is headed by " | ".
+        let taken = MARK + CLOCK + 1 + TIME + 3 + GUEST + 3 + FILTER;
         let lane = (WIDTH.saturating_sub(taken) / disks)
             .saturating_sub(3)
             .max(LANE_MIN);
@@ -405,6 +405,9 @@ pub(super) fn time(nanos: u64) -> String {
 
 /// Breaks at blanks where it can.
 fn wrap(text: &str, width: usize) -> Vec<String> {
+    if text.chars().count() <= width {
+        return vec![text.to_owned()];
+    }
     let mut lines = Vec::new();
     let mut line = String::new();
     let mut fits = |line: &mut String, word: &str| {
