@@ -61,6 +61,9 @@ pub struct AuditSettings {
     pub cases: Vec<&'static str>,
     /// How much each case does. Nothing is shrunk. Default: as quick as in the suite.
     pub budget: Budget,
+    /// Parts of the labels of the call sites that are audited: see [`Site::label`]. Default: none,
+    /// which means all.
+    pub sites: Vec<String>,
     /// Mutants that are made. Default: all.
     pub mutants: Vec<Mutant>,
     /// Survivors that are accepted.
@@ -81,6 +84,7 @@ impl Default for AuditSettings {
                 .filter(|case| GROUPS.contains(&&*group(case)))
                 .collect(),
             budget: Budget::default(),
+            sites: Vec::new(),
             mutants: Mutant::ALL.to_vec(),
             explained: Vec::new(),
         }
@@ -93,6 +97,25 @@ impl AuditSettings {
     pub fn with_cases(mut self, cases: &[&'static str]) -> Self {
         self.cases = cases.to_vec();
         self
+    }
+
+    /// Only call sites with one of these in their [`label`](Site::label).
+    #[must_use]
+    pub fn with_sites(mut self, parts: &[&str]) -> Self {
+        self.sites = parts.iter().map(|part| (*part).to_owned()).collect();
+        self
+    }
+
+    /// Only these mutants.
+    #[must_use]
+    pub fn with_mutants(mut self, mutants: &[Mutant]) -> Self {
+        self.mutants = mutants.to_vec();
+        self
+    }
+
+    fn includes(&self, site: &Site) -> bool {
+        let label = site.label();
+        self.sites.is_empty() || self.sites.iter().any(|part| label.contains(part))
     }
 
     /// Accepts survivors. See [`Explained::new`].
@@ -138,6 +161,7 @@ pub fn run(subject: &Subject, settings: &AuditSettings) -> AuditReport {
         .all()
         .into_iter()
         .enumerate()
+        .filter(|(_, site)| settings.includes(site))
         .map(|(id, site)| (site, SiteId(id)))
         .collect();
     found.sort();

@@ -29,7 +29,7 @@ const SWAP_WAIT: Duration = Duration::from_millis(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Mutant {
-    /// Answered with success and not done: a flush, write zeroes, a discard that promises zeroes.
+    /// Answered with success and not done: a write, a flush, a discard that promises zeroes.
     Drop,
     /// Written without fua.
     NoFua,
@@ -76,7 +76,7 @@ impl Mutant {
         match self {
             Self::Drop => match op {
                 OpKind::Flush => caps.volatile_cache,
-                OpKind::WriteZeroes => true,
+                OpKind::Write | OpKind::WriteZeroes => true,
                 OpKind::Discard => caps.discard_reads == DiscardReads::Zero,
                 _ => false,
             },

@@ -215,11 +215,16 @@ fn resolve(frame: &Frame) -> Code {
     let mut places = Vec::new();
     let mut is_end = false;
     backtrace::resolve_frame(frame, |symbol| {
-        let Some(name) = symbol.name().map(|name| format!("{name:#}")) else {
-            return;
+        let name = symbol.name().map(|name| format!("{name:#}"));
+        let name = name.unwrap_or_default();
+        let file = symbol.filename().map(|path| path.to_string_lossy());
+        // With line tables alone a name has no path: then the file tells.
+        let kind = match &file {
+            Some(file) if !name.contains("::") => kind_of_file(file),
+            _ => kind_of(&name),
         };
-        match kind_of(&name) {
-            Kind::Filter => places.push(place_of(symbol, &name)),
+        match kind {
+            Kind::Filter => places.push(place_of(symbol, file.as_deref(), &name)),
             Kind::End => is_end = true,
             Kind::Plumbing => {}
         }
@@ -250,11 +255,9 @@ fn kind_of(function: &str) -> Kind {
     }
     let mut parts = path.split("::");
     let (root, module) = (parts.next().unwrap_or_default(), parts.next());
-    match (root, module) {
-        ("vaio_testkit", Some("twins")) => Kind::Filter,
-        ("vaio_testkit", Some("sim" | "explore" | "conformance")) => Kind::End,
-        ("vaio_testkit", _) => Kind::Plumbing,
-        (root, _) if PLUMBING.contains(&root) => Kind::Plumbing,
+    match root {
+        "vaio_testkit" => kind_of_module(module),
+        root if PLUMBING.contains(&root) => Kind::Plumbing,
         _ => Kind::Filter,
     }
 }
@@ -269,20 +272,70 @@ fn type_path(function: &str) -> &str {
     &path[..end]
 }
 
-fn place_of(symbol: &Symbol, name: &str) -> Place {
-    let file = symbol
-        .filename()
-        .map(|path| in_crate(&path.to_string_lossy()).to_owned());
-    let (line, column) = match file {
+/// Whose a function is, by the file that it is in.
+fn kind_of_file(file: &str) -> Kind {
+    let is_foreign = file.contains("/rustc/") || file.contains("/registry/src/");
+    if let Some((_, inside)) = file.split_once(KIT_FOLDER) {
+        return kind_of_module(inside.split(['/', '.']).next());
+    }
+    let is_core = |part: &str| part == "vaio-core" || part.starts_with("vaio-core-");
+    if is_foreign || file.split('/').any(is_core) {
+        return Kind::Plumbing;
+    }
+    Kind::Filter
+}
+
+/// Whose a module of this crate is.
+fn kind_of_module(module: Option<&str>) -> Kind {
+    match module {
+        Some("twins") => Kind::Filter,
+        Some("sim" | "explore" | "conformance") => Kind::End,
+        _ => Kind::Plumbing,
+    }
+}
+
+/// The folder of this crate's source, as the compiler knows it.
+const KIT_FOLDER: &str = {
+    let (folder, _) = file!().split_at(file!().len() - "audit/site.rs".len());
+    folder
+};
+
+fn place_of(symbol: &Symbol, path: Option<&str>, name: &str) -> Place {
+    let (line, column) = match path {
         Some(_) => (symbol.lineno().unwrap_or(0), symbol.colno().unwrap_or(0)),
         None => (0, 0),
     };
+    let named = || {
+        let source = std::fs::read_to_string(path?).ok()?;
+        function_around(&source, line).map(str::to_owned)
+    };
+    let function = match short(name) {
+        // Line tables do not name the function that an async block is in; the source does.
+        short if short.is_empty() => named().unwrap_or_else(|| "?".into()),
+        short => short,
+    };
     Place {
-        file: file.unwrap_or_default(),
+        file: path
+            .map(|path| in_crate(path).to_owned())
+            .unwrap_or_default(),
         line,
         column,
-        function: short(name),
+        function,
     }
+}
+
+/// The function that begins last before a line (from 1).
+fn function_around(source: &str, line: u32) -> Option<&str> {
+    let line = usize::try_from(line).ok()?;
+    let before: Vec<_> = source.lines().take(line).collect();
+    before.into_iter().rev().find_map(|text| {
+        let (qualifiers, rest) = text.trim_start().split_once("fn ")?;
+        let is_item = qualifiers.split_whitespace().all(|word| {
+            word.starts_with("pub") || matches!(word, "async" | "const" | "unsafe" | "in")
+        });
+        let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_')?;
+        (is_item && end > 0).then_some(&rest[..end])
+    })
 }
 
 /// The path from the crate's folder on.
@@ -412,6 +465,36 @@ mod tests {
         ] {
             assert_eq!(kind_of(name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn files_are_told_apart_by_whose_they_are() {
+        let kit = format!("/home/me/{KIT_FOLDER}");
+        for (file, expected) in [
+            ("/home/me/filter/src/log.rs", Kind::Filter),
+            (
+                "/rustc/0123/library/core/src/future/poll_fn.rs",
+                Kind::Plumbing,
+            ),
+            (
+                "/home/me/registry/src/index/futures-util-0.3/src/lib.rs",
+                Kind::Plumbing,
+            ),
+            ("/home/me/vaio-core/src/chain/next.rs", Kind::Plumbing),
+            (&format!("{kit}twins/observer.rs"), Kind::Filter),
+            (&format!("{kit}sim/executor.rs"), Kind::End),
+            (&format!("{kit}disk/handle.rs"), Kind::Plumbing),
+        ] {
+            assert_eq!(kind_of_file(file), expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn function_around_a_line_is_the_one_that_begins_before_it() {
+        let source = "fn one() {\n}\n    pub(super) async fn two(\n  &self) {\n  let fn_x = 1;\n";
+        assert_eq!(function_around(source, 5), Some("two"));
+        assert_eq!(function_around(source, 2), Some("one"));
+        assert_eq!(function_around("let x = 1;", 1), None);
     }
 
     #[test]
