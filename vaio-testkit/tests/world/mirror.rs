@@ -126,6 +126,7 @@ impl Site {
             belief: &self.belief,
             depth: 2,
             on_error,
+            when_quiet: None,
         }
     }
 
