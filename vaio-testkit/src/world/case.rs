@@ -154,8 +154,11 @@ pub(super) fn ops(vm: &Vm) -> Vec<GuestOp> {
     let mut ops = random_workload(&settings, |n, name| {
         tape.choose(n, Family::Op, &format!("world.{name}"))
     });
+    if vm.refuses_discard() {
+        ops.retain(|op| !matches!(op, GuestOp::Discard { .. }));
+    }
     let at = tape.choose(OPS + 1, Family::Op, "world.flush at") as usize;
-    ops.insert(at, GuestOp::Flush);
+    ops.insert(at.min(ops.len()), GuestOp::Flush);
     let write = GuestOp::Write {
         block: u64::from(tape.choose(4, Family::Op, "world.block")) % blocks,
         count: 1,

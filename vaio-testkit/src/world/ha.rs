@@ -6,7 +6,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use vaio_core::{Content, Disk, DiskSettings, Error, ErrorKind, FilterRegistry, Policy};
+use vaio_core::{
+    Content, Disk, DiskSettings, Disposition, Error, ErrorKind, FilterRegistry, OpKind, Policy,
+};
 
 use super::{
     host::Local,
@@ -24,7 +26,7 @@ use crate::{
 };
 
 /// How long a lease holds without a beat.
-pub const LEASE: Duration = Duration::from_secs(60);
+pub const LEASE: Duration = Duration::from_mins(1);
 /// How far a kick lets the clock jump: far below the lease.
 const KICK_MAX: Duration = Duration::from_millis(250);
 
@@ -235,7 +237,13 @@ impl Vm {
         Ok(opened)
     }
 
-    /// Whether an owner needs the lease.
+    /// Whether the filter refuses discards.
+    pub fn refuses_discard(&self) -> bool {
+        let ops = self.subject.descriptor().ops;
+        ops.of(OpKind::Discard) == Disposition::Refuse
+    }
+
+    /// What the HA manager does.
     pub fn rules(&self) -> Rules {
         self.rules
     }
@@ -314,7 +322,8 @@ impl Vm {
         let oracle = self.belief.oracle().clone();
         let blocks = oracle.settings().blocks;
         let data = snapshot.durable().read(0, blocks);
-        let size = usize::try_from(crate::disk::BLOCK).expect("a block is small");
+        let block = self.subject.info_below(1).logical_block;
+        let size = usize::try_from(block).unwrap_or(usize::MAX);
         let values = Value::decode_all(&data, size, Check::Full);
         OrderedCheck::new(&oracle).check(&values)?;
         Ok(())

@@ -109,6 +109,9 @@ impl LeaseStore {
     }
 
     /// Replaces the record of `version`.
+    ///
+    /// # Panics
+    /// If its epoch is below the one that it replaces.
     pub async fn swap(&self, host: &Host, version: u64, record: Record) -> Swap {
         let tape = self.0.sim.tape();
         let trouble = tape.choose(TROUBLE_ONE_IN, Family::Net, "lease.swap");

@@ -16,12 +16,13 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
     future::pending,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use vaio_core::sync::Notify;
 
+use super::wire::{Arrival, Connection, Shared, State};
 use crate::{Family, Host, Sim};
 
 /// One message in so many is lost, doubled, or breaks its stream on a tape that draws uniformly.
@@ -68,64 +69,6 @@ pub struct Lost;
 
 /// A link. Clones are the same link.
 pub struct Link<M>(Arc<Shared<M>>);
-
-struct Shared<M> {
-    sim: Sim,
-    name: String,
-    mode: Mode,
-    /// Names of the events by the side that sends.
-    events: [String; 2],
-    state: Mutex<State<M>>,
-    changed: Notify,
-}
-
-struct State<M> {
-    connections: BTreeMap<u64, Connection<M>>,
-    last: u64,
-    /// Dialled and not accepted yet.
-    backlog: VecDeque<u64>,
-    ways: [Way; 2],
-}
-
-#[derive(Default)]
-struct Way {
-    is_cut: bool,
-    is_clogged: bool,
-    /// Arrivals that wait for the way to open; each becomes an event then.
-    held: Vec<Arrival>,
-}
-
-#[derive(Clone, Copy)]
-enum Arrival {
-    Message { connection: u64, number: u64 },
-    Dial { connection: u64 },
-}
-
-struct Connection<M> {
-    pipes: [Pipe<M>; 2],
-    is_broken: bool,
-}
-
-struct Pipe<M> {
-    /// Under way, by number.
-    flying: VecDeque<(u64, M)>,
-    last: u64,
-    inbox: VecDeque<M>,
-}
-
-impl<M> Connection<M> {
-    fn new() -> Self {
-        let pipe = || Pipe {
-            flying: VecDeque::new(),
-            last: 0,
-            inbox: VecDeque::new(),
-        };
-        Self {
-            pipes: [pipe(), pipe()],
-            is_broken: false,
-        }
-    }
-}
 
 impl<M: Clone + Send + 'static> Link<M> {
     /// A link that works. `name` names its events and choices.
@@ -259,99 +202,6 @@ impl<M> fmt::Debug for Link<M> {
     }
 }
 
-impl<M> Shared<M> {
-    fn lock(&self) -> MutexGuard<'_, State<M>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Breaks a stream: of what is under way a prefix of the tape's choice still arrives.
-    fn break_off(&self, connection: &mut Connection<M>) {
-        if self.mode == Mode::Datagram || connection.is_broken {
-            return;
-        }
-        connection.is_broken = true;
-        for pipe in &mut connection.pipes {
-            let len = u32::try_from(pipe.flying.len()).expect("a flood is refused");
-            let name = format!("{}.cut-off", self.name);
-            let lost = self.sim.tape().choose(len + 1, Family::Net, &name);
-            pipe.flying.truncate((len - lost) as usize);
-        }
-    }
-}
-
-impl<M: Send + 'static> Shared<M> {
-    /// Puts an arrival under way.
-    fn fly(self: &Arc<Self>, from: Side, arrival: Arrival) {
-        let shared = Arc::clone(self);
-        let name = &self.events[from as usize];
-        let event = self
-            .sim
-            .event_with(None, name, move || shared.picked(from, arrival));
-        // It is under way whoever waits for it.
-        drop(event.detach());
-    }
-
-    /// What a broken connection left under way may be held up by something that no one sees.
-    fn is_late(&self, arrival: Arrival) -> bool {
-        let Arrival::Message { connection, .. } = arrival else {
-            return false;
-        };
-        let state = self.lock();
-        let is_broken = state
-            .connections
-            .get(&connection)
-            .is_some_and(|connection| connection.is_broken);
-        drop(state);
-        let name = format!("{}.late", self.name);
-        is_broken && self.sim.tape().choose(2, Family::Net, &name) == 1
-    }
-
-    /// An arrival's event was picked.
-    fn picked(self: &Arc<Self>, from: Side, arrival: Arrival) {
-        if !self.is_late(arrival) {
-            return self.arrive(from, arrival);
-        }
-        let (shared, sim) = (Arc::clone(self), self.sim.clone());
-        self.sim.spawn("link.late", async move {
-            sim.sleep(LATE).await;
-            shared.arrive(from, arrival);
-        });
-    }
-
-    fn arrive(&self, from: Side, arrival: Arrival) {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let way = &mut state.ways[from as usize];
-        let is_datagram = self.mode == Mode::Datagram;
-        let is_open = !way.is_cut && !way.is_clogged;
-        if !is_open && (way.is_clogged || !is_datagram) {
-            way.held.push(arrival);
-            return;
-        }
-        match arrival {
-            Arrival::Dial { connection } => state.backlog.push_back(connection),
-            Arrival::Message { connection, number } => {
-                let Some(connection) = state.connections.get_mut(&connection) else {
-                    return;
-                };
-                let pipe = &mut connection.pipes[from as usize];
-                // A stream delivers its oldest, whichever event was picked.
-                let place = if is_datagram {
-                    pipe.flying.iter().position(|(other, _)| *other == number)
-                } else {
-                    Some(0)
-                };
-                let message = place.and_then(|place| pipe.flying.remove(place));
-                if let Some((_, message)) = message.filter(|_| is_open) {
-                    pipe.inbox.push_back(message);
-                }
-            }
-        }
-        drop(guard);
-        self.changed.notify_all();
-    }
-}
-
 /// One end of a connection in one process.
 pub struct End<M> {
     link: Arc<Shared<M>>,
@@ -391,11 +241,11 @@ impl<M: Clone + Send + 'static> End<M> {
             return Err(Lost);
         }
         let mut numbers = Vec::new();
-        for _ in 0..copies {
+        for message in std::iter::repeat_n(message, copies) {
             let pipe = &mut connection.pipes[self.side as usize];
             assert!(pipe.flying.len() < FLYING_MAX, "a flood of messages");
             pipe.last += 1;
-            pipe.flying.push_back((pipe.last, message.clone()));
+            pipe.flying.push_back((pipe.last, message));
             numbers.push(pipe.last);
         }
         let breaks = !is_datagram && trouble == 1;
@@ -425,10 +275,9 @@ impl<M: Clone + Send + 'static> End<M> {
             }
             {
                 let mut state = self.link.lock();
-                let connection = state
-                    .connections
-                    .get_mut(&self.connection)
-                    .expect("a connection stays known");
+                let Some(connection) = state.connections.get_mut(&self.connection) else {
+                    return Err(Lost);
+                };
                 let pipe = &mut connection.pipes[self.side.other() as usize];
                 if let Some(message) = pipe.inbox.pop_front() {
                     return Ok(message);
@@ -510,7 +359,7 @@ pub async fn swizzle<M: Clone + Send + 'static>(sim: &Sim, links: &[Link<M>]) {
         sim.event(None, "swizzle").await;
     }
     while !clogged.is_empty() {
-        let len = u32::try_from(clogged.len()).expect("few links");
+        let len = u32::try_from(clogged.len()).unwrap_or(u32::MAX);
         let at = tape.choose(len, Family::Net, "unswizzle") as usize;
         clogged.remove(at).heal();
         sim.event(None, "swizzle").await;

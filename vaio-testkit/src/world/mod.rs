@@ -17,7 +17,9 @@ mod pair;
 mod remote;
 mod rows;
 mod script;
+mod scripts;
 mod shared_sidecar;
+mod wire;
 
 pub use case::{CASES, Case, Needs, Run, cases};
 pub use ha::{LEASE, NotOpened, Opened, Rules, Stack, Vm, is_fenced};
@@ -27,5 +29,6 @@ pub use link::{End, FLYING_MAX, LATE, Link, Lost, Mode, Side, TROUBLE_ONE_IN, sw
 pub use pair::{BLOCKS, Pair, Site};
 pub use remote::{Caller, DiskFrame, Frame, RemoteDisk, serve, serve_disk};
 pub use rows::{Shows, WorldRow, random, rows};
-pub use script::{SCRIPTS, Script, Step, play};
+pub use script::{Script, Step, play, play_cut};
+pub use scripts::SCRIPTS;
 pub use shared_sidecar::SharedSidecar;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     GuestOp,
-    disk::{BLOCK, Fault, Fill, Media, Moments, Rule, SimDisk},
+    disk::{Fault, Fill, Media, Moments, Rule, SimDisk},
     explore::{Belief, Broken, Guest, OnError},
     oracle::{Oracle, OracleSettings},
     sim::{Host, Limits, Sim},
@@ -30,6 +30,8 @@ use crate::{
 
 /// Blocks of the guest's disk.
 pub const BLOCKS: u64 = 4;
+/// Bytes of one.
+const BLOCK: u32 = 512;
 const KICK_MAX: Duration = Duration::from_millis(250);
 
 /// One of the two sites.
@@ -102,9 +104,8 @@ impl Pair {
         });
         let moments = Moments::default();
         let place = |site: Site| {
-            let block = u32::try_from(BLOCK).expect("a logical block is small");
-            let info =
-                DeviceInfo::new(BLOCKS * BLOCK, block).with_caps(|caps| caps.volatile_cache = true);
+            let info = DeviceInfo::new(BLOCKS * u64::from(BLOCK), BLOCK)
+                .with_caps(|caps| caps.volatile_cache = true);
             let media = Media::new(info, Fill::Zero);
             Place {
                 host: sim.host(site.name()),

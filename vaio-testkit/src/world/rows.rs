@@ -2,11 +2,7 @@
 
 use vaio_core::Promise;
 
-use super::{
-    failover,
-    ha::Rules,
-    script::{self, SCRIPTS},
-};
+use super::{failover, ha::Rules, script, scripts::SCRIPTS};
 use crate::{
     Subject, Tape,
     explore::Broken,

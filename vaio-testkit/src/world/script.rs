@@ -1,11 +1,21 @@
 //! [`Script`]: what happens to a [`Pair`], step by step; the tape decides all that a script leaves
 //! open. Each is a fail-over that went wrong somewhere once.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures::future::{Either, select};
 
-use super::{Pair, Site};
+use super::{
+    Link, Pair, Site,
+    scripts::{FLUSH, W0, W1},
+};
 use crate::{
     Family, GuestOp, Tape,
     explore::Broken,
@@ -58,8 +68,10 @@ pub enum Step {
     FailWrite(Site),
 }
 
-use Step::{Break, Clog, Cut, Do, FailWrite, Fate, Heal, InSync, Kill, Open, Pause, Resume, Start};
-use Step::{Until, Wait, Work};
+use Step::{
+    Break, Clog, Cut, Do, FailWrite, Fate, Heal, InSync, Kill, Open, Pause, Resume, Start, Until,
+    Wait, Work,
+};
 
 /// A named list of steps.
 #[derive(Clone, Copy, Debug)]
@@ -72,253 +84,6 @@ pub struct Script {
 
 const A: Site = Site::A;
 const B: Site = Site::B;
-const FLUSH: GuestOp = GuestOp::Flush;
-const W0: GuestOp = write(0);
-const W1: GuestOp = write(1);
-const W2: GuestOp = write(2);
-
-const fn write(block: u64) -> GuestOp {
-    GuestOp::Write {
-        block,
-        count: 1,
-        fua: false,
-    }
-}
-
-const fn script(name: &'static str, steps: &'static [Step]) -> Script {
-    Script { name, steps }
-}
-
-/// Every script. After the last step the guest reads everything, wherever it gets the disk.
-pub const SCRIPTS: &[Script] = &[
-    script("work", &[Open(A), InSync, Work, Work]),
-    script(
-        "failover",
-        &[Open(A), InSync, Work, Do(&[FLUSH]), Kill(A), Open(B)],
-    ),
-    script(
-        "failover-at-work",
-        &[
-            Open(A),
-            InSync,
-            Until(&[W0, FLUSH, W0, W1, FLUSH, W0]),
-            Kill(A),
-            Open(B),
-            Work,
-        ],
-    ),
-    script(
-        "target-loses-power",
-        &[
-            Open(A),
-            InSync,
-            Do(&[W0, W1, FLUSH]),
-            Kill(B),
-            Kill(A),
-            Start(B),
-            Open(B),
-        ],
-    ),
-    script(
-        "target-loses-power-unseen",
-        &[
-            Open(A),
-            InSync,
-            Do(&[W0, W1]),
-            Fate,
-            Kill(B),
-            Start(B),
-            Do(&[FLUSH]),
-            Kill(A),
-            Open(B),
-        ],
-    ),
-    script(
-        "link-cut",
-        &[Open(A), InSync, Cut(A), Do(&[W0, FLUSH]), Kill(A), Open(B)],
-    ),
-    script(
-        "failover-in-resync",
-        &[
-            Open(A),
-            InSync,
-            Cut(A),
-            Do(&[W0, W1, W2, FLUSH]),
-            Break(A),
-            Heal(A),
-            Wait(Duration::from_millis(200)),
-            Fate,
-            Kill(A),
-            Open(B),
-        ],
-    ),
-    script(
-        "write-in-resync",
-        &[
-            Open(A),
-            InSync,
-            Do(&[W0, W1, FLUSH]),
-            Break(A),
-            Wait(Duration::from_millis(100)),
-            Until(&[W0, W1, W2, W0, W1, W2]),
-            Do(&[FLUSH]),
-            InSync,
-            Kill(A),
-            Open(B),
-        ],
-    ),
-    script(
-        "connection-breaks",
-        &[
-            Open(A),
-            InSync,
-            Until(&[W0, FLUSH, W1, W0]),
-            Break(A),
-            Do(&[FLUSH]),
-            Kill(A),
-            Open(B),
-        ],
-    ),
-    script(
-        "old-connection",
-        &[
-            Open(A),
-            InSync,
-            Until(&[W0, W1, W0, W1]),
-            Break(A),
-            Do(&[W0, W1]),
-            Wait(Duration::from_secs(1)),
-            Do(&[FLUSH]),
-            Kill(A),
-            Open(B),
-        ],
-    ),
-    script(
-        "target-refuses-write",
-        &[
-            Open(A),
-            InSync,
-            FailWrite(B),
-            Do(&[W0, W1, FLUSH]),
-            Kill(A),
-            Open(B),
-        ],
-    ),
-    script(
-        "old-owner-held-up",
-        &[
-            Open(A),
-            InSync,
-            Do(&[W0, FLUSH]),
-            Clog(A),
-            Until(&[W0, W1]),
-            Pause(A),
-            Open(B),
-            Do(&[W0, W1]),
-            Heal(A),
-            Do(&[FLUSH]),
-        ],
-    ),
-    script(
-        "old-owner-returns",
-        &[
-            Open(A),
-            InSync,
-            Do(&[W0, FLUSH]),
-            Clog(A),
-            Until(&[W0, W1]),
-            Pause(A),
-            Open(B),
-            Do(&[W0, W1, FLUSH]),
-            Kill(B),
-            Start(B),
-            Break(A),
-            Heal(A),
-            Resume(A),
-            Wait(Duration::from_secs(1)),
-            Open(B),
-        ],
-    ),
-    script(
-        "old-home-returns",
-        &[
-            Open(A),
-            InSync,
-            Do(&[W0, FLUSH]),
-            Kill(A),
-            Open(B),
-            Do(&[W0, W1, FLUSH]),
-            Kill(B),
-            Start(A),
-            Open(A),
-        ],
-    ),
-    script(
-        "failback",
-        &[
-            Open(A),
-            InSync,
-            Work,
-            Kill(A),
-            Open(B),
-            Work,
-            Start(A),
-            InSync,
-            Work,
-            Do(&[FLUSH]),
-            Kill(B),
-            Open(A),
-            Work,
-        ],
-    ),
-    script(
-        "source-restarts",
-        &[
-            Open(A),
-            InSync,
-            Until(&[W0, W1, FLUSH, W0, W1]),
-            Kill(A),
-            Start(A),
-            Open(A),
-            Fate,
-            Kill(A),
-            Open(B),
-        ],
-    ),
-    script(
-        "double-failover",
-        &[
-            Open(A),
-            InSync,
-            Work,
-            Kill(A),
-            Open(B),
-            Work,
-            Start(A),
-            Fate,
-            Kill(B),
-            Open(A),
-            Start(B),
-            Open(B),
-        ],
-    ),
-    script(
-        "partition-anywhere",
-        &[Open(A), Fate, Cut(A), Work, Do(&[FLUSH]), Kill(A), Open(B)],
-    ),
-    script(
-        "one-way-anywhere",
-        &[
-            Open(A),
-            InSync,
-            Until(&[W0, FLUSH, W1, FLUSH]),
-            Clog(A),
-            Do(&[W0, FLUSH]),
-            Kill(A),
-            Open(B),
-        ],
-    ),
-];
 
 /// Plays a script on a new pair.
 ///
@@ -366,10 +131,46 @@ pub(super) fn play_random(bug: Option<Bug>, tape: &Tape) -> Result<(), Broken> {
     run(&steps, bug, tape)
 }
 
+/// Plays a script, and cuts both links when that many messages have arrived. False: no more
+/// arrived than that.
+///
+/// # Errors
+/// A promise was broken.
+pub fn play_cut(
+    script: &Script,
+    bug: Option<Bug>,
+    tape: &Tape,
+    messages: u64,
+) -> Result<bool, Broken> {
+    let left = Arc::new(AtomicU64::new(messages));
+    run_cut(script.steps, bug, tape, Some(Arc::clone(&left)))?;
+    Ok(left.load(Relaxed) == 0)
+}
+
 fn run(steps: &[Step], bug: Option<Bug>, tape: &Tape) -> Result<(), Broken> {
+    run_cut(steps, bug, tape, None)
+}
+
+fn run_cut(
+    steps: &[Step],
+    bug: Option<Bug>,
+    tape: &Tape,
+    cut_in: Option<Arc<AtomicU64>>,
+) -> Result<(), Broken> {
     let sim = Sim::new(tape.clone(), Schedule::Random);
     sim.run(async {
         let mut pair = Pair::new(&sim, bug).await?;
+        if let Some(left) = cut_in {
+            let links = [A, B].map(|site| pair.link(site).clone());
+            sim.on_event(move |boundary| {
+                if boundary.name.starts_with("wire-") && left.load(Relaxed) > 0 {
+                    left.fetch_sub(1, Relaxed);
+                    if left.load(Relaxed) == 0 {
+                        links.iter().for_each(Link::cut);
+                    }
+                }
+            });
+        }
         for step in steps {
             take(&sim, &mut pair, *step).await?;
         }

@@ -26,3 +26,17 @@ fn correct_twins_raise_no_alarm() {
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
+
+#[test]
+fn equal_tapes_give_equal_runs() {
+    for subject in twins() {
+        for case in CASES.iter().filter(|case| case.covers(&subject)) {
+            for seed in 0..3 {
+                let tapes = [tape(seed), tape(seed)];
+                let results = tapes.each_ref().map(|tape| (case.run)(&subject, tape));
+                assert_eq!(results[0], results[1], "{} {seed}", case.name);
+                assert_eq!(tapes[0].hash(), tapes[1].hash(), "{} {seed}", case.name);
+            }
+        }
+    }
+}
