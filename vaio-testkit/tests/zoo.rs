@@ -42,7 +42,11 @@ fn caught(row: &Row) -> Option<(&'static str, String)> {
 
 #[test]
 fn every_row_is_caught() {
-    let rows = rows();
+    let mut rows = rows();
+    // One row, while working on it.
+    if let Ok(only) = std::env::var("VAIO_ROW") {
+        rows.retain(|row| row.name == only);
+    }
     let mut survivors = Vec::new();
     let mut elsewhere = 0;
     println!(
@@ -73,7 +77,11 @@ fn every_row_is_caught() {
     println!("figure zoo_caught_by_another_group {elsewhere} rows");
     survivors.retain(|name| !SURVIVORS.iter().any(|(known, _)| known == name));
     assert!(survivors.is_empty(), "rows that survive: {survivors:?}");
-    assert!(rows.len() >= 40, "the zoo has at least 40 rows");
+    let is_whole = std::env::var_os("VAIO_ROW").is_none();
+    assert!(
+        rows.len() >= 40 || !is_whole,
+        "the zoo has at least 40 rows"
+    );
 }
 
 #[test]

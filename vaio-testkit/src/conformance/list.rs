@@ -11,7 +11,7 @@ macro_rules! __vaio_cases {
             flush { covers_acked nothing_to_flush against_writes repeated }
             fua { durable_at_ack covers_itself mixed_with_plain }
             zero_discard { zeroes zeroes_survive discard discard_survives discard_against_write neighbours }
-            crash { none_kept all_kept acked_kept drop_one keep_one prefix pairs process_kill overwrites wraps any_moment several }
+            crash { none_kept all_kept acked_kept drop_one keep_one prefix pairs process_kill overwrites fua_overwritten wraps any_moment several }
             era2 { write_after_recovery long_runs kill_then_power }
             torn { small_writes large_writes }
             recovery_crash { small_writes overwrites }
