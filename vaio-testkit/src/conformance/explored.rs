@@ -386,7 +386,7 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
         ("crash", "overwrites") => small(&[w(0, 1), fua(0, 1), F], 4, 900)
             .depths(&[2], 12)
             .crashing(USUAL),
-        ("crash", "fua_overwritten") => small(&[fua(0, 1), w(0, 1)], 3, 1500)
+        ("crash", "fua_overwritten") => small(&[fua(0, 1), w(1, 1), w(0, 1)], 3, 2600)
             .depths(&[2, 3], 64)
             .crashing(USUAL)
             .one_era(),
