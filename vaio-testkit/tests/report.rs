@@ -1,7 +1,7 @@
 //! What a failure prints and leaves: bugs of the zoo, recorded and shown; and the command that it
 //! prints, carried out.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, sync::LazyLock};
 
 use vaio_core::{OpKind, Promise};
 use vaio_testkit::{
@@ -39,6 +39,11 @@ fn recorded(bug: Bug, ops: &str) -> Recording {
 
 /// A write that overtakes the destage of the one before: found among schedules with kicks.
 fn clears_newer_dirty() -> Recording {
+    static FOUND: LazyLock<Recording> = LazyLock::new(find_newer_dirty);
+    FOUND.clone()
+}
+
+fn find_newer_dirty() -> Recording {
     let mut lab = Lab::new(subject(Bug::ClearsNewerDirty, Promise::AtFlush));
     lab.checks.tiers.clear();
     let write = GuestOp::Write {
