@@ -29,7 +29,7 @@ fn subject(bug: Bug, promise: Promise) -> Subject {
 fn plan(ops: &str) -> Plan {
     let head =
         "vaio-plan 1\ncase crash::any_moment\nscale tiny\nblocks 1\ndepth 1\nschedule fifo\n";
-    format!("{head}{ops}").parse().unwrap()
+    format!("{head}{ops}").parse().expect("a plan")
 }
 
 fn recorded(bug: Bug, ops: &str) -> Recording {
@@ -280,8 +280,8 @@ fn assert_balanced(page: &str) {
         .strip_prefix("<!DOCTYPE html>")
         .expect("a document type");
     let (style_from, style_to) = (
-        body.find("<style>").unwrap(),
-        body.find("</style>").unwrap(),
+        body.find("<style>").expect("a style"),
+        body.find("</style>").expect("a style"),
     );
     let body = format!("{}{}", &body[..style_from + 7], &body[style_to..]);
     let mut open = Vec::new();
@@ -296,7 +296,7 @@ fn assert_balanced(page: &str) {
             .trim_start_matches('/')
             .split([' ', '/'])
             .next()
-            .unwrap();
+            .expect("a name");
         if tag.starts_with('/') {
             assert_eq!(open.pop(), Some(name), "before {rest:.80}");
         } else if !tag.ends_with('/') {
@@ -418,7 +418,7 @@ fn failed_script_prints_its_timeline_and_the_seed_that_replays_it() {
         ],
     );
     assert!(!said.contains("plan:") && !said.contains("note:"), "{said}");
-    for line in said.lines().filter(|line| !line.contains("/")) {
+    for line in said.lines().filter(|line| !line.contains('/')) {
         assert!(line.len() <= WIDTH, "{} columns: {line}", line.len());
     }
     let seed = found.seed.unwrap();
