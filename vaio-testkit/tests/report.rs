@@ -253,6 +253,8 @@ fn page_is_well_formed_and_needs_nothing_from_elsewhere() {
         recorded(Bug::AckBeforeFlush, "op write 0 1\n"),
         clears_newer_dirty(),
     ] {
+        let mut recording = recording;
+        recording.broken.what.push_str("\n  <b> & \"x\"");
         let page = html(&recording, &around());
         assert_balanced(&page);
         for foreign in [
