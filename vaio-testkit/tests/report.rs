@@ -157,6 +157,17 @@ fn second_era_is_told_as_a_chapter_of_its_own() {
 }
 
 #[test]
+fn failure_that_the_recovery_shows_is_not_blamed_on_a_crash_within_it() {
+    let mut lab = Lab::new(subject(Bug::AckBeforeFlush, Promise::AtAck));
+    lab.checks.recovery_crash = true;
+    lab.checks.second_era = false;
+    let recording = record(&lab, &plan("op write 0 1\n")).expect("the plan fails");
+    let said = text(&recording, &around());
+    assert_tells(&said, &["ILLEGAL"]);
+    assert!(!said.contains("within this recovery"), "{said}");
+}
+
+#[test]
 fn crash_says_what_is_lost_and_what_is_torn() {
     let lost = text(&recorded(Bug::AckBeforeFlush, "op write 0 1\n"), &around());
     assert_tells(
