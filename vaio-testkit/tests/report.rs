@@ -1,7 +1,7 @@
 //! What a failure prints and leaves: bugs of the zoo, recorded and shown; and the command that it
 //! prints, carried out.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, sync::LazyLock};
 
 use vaio_core::{OpKind, Promise};
 use vaio_testkit::{
@@ -29,7 +29,7 @@ fn subject(bug: Bug, promise: Promise) -> Subject {
 fn plan(ops: &str) -> Plan {
     let head =
         "vaio-plan 1\ncase crash::any_moment\nscale tiny\nblocks 1\ndepth 1\nschedule fifo\n";
-    format!("{head}{ops}").parse().unwrap()
+    format!("{head}{ops}").parse().expect("a plan")
 }
 
 fn recorded(bug: Bug, ops: &str) -> Recording {
@@ -39,6 +39,11 @@ fn recorded(bug: Bug, ops: &str) -> Recording {
 
 /// A write that overtakes the destage of the one before: found among schedules with kicks.
 fn clears_newer_dirty() -> Recording {
+    static FOUND: LazyLock<Recording> = LazyLock::new(find_newer_dirty);
+    FOUND.clone()
+}
+
+fn find_newer_dirty() -> Recording {
     let mut lab = Lab::new(subject(Bug::ClearsNewerDirty, Promise::AtFlush));
     lab.checks.tiers.clear();
     let write = GuestOp::Write {
@@ -152,6 +157,17 @@ fn second_era_is_told_as_a_chapter_of_its_own() {
 }
 
 #[test]
+fn failure_that_the_recovery_shows_is_not_blamed_on_a_crash_within_it() {
+    let mut lab = Lab::new(subject(Bug::AckBeforeFlush, Promise::AtAck));
+    lab.checks.recovery_crash = true;
+    lab.checks.second_era = false;
+    let recording = record(&lab, &plan("op write 0 1\n")).expect("the plan fails");
+    let said = text(&recording, &around());
+    assert_tells(&said, &["ILLEGAL"]);
+    assert!(!said.contains("within this recovery"), "{said}");
+}
+
+#[test]
 fn crash_says_what_is_lost_and_what_is_torn() {
     let lost = text(&recorded(Bug::AckBeforeFlush, "op write 0 1\n"), &around());
     assert_tells(
@@ -248,6 +264,8 @@ fn page_is_well_formed_and_needs_nothing_from_elsewhere() {
         recorded(Bug::AckBeforeFlush, "op write 0 1\n"),
         clears_newer_dirty(),
     ] {
+        let mut recording = recording;
+        recording.broken.what.push_str("\n  <b> & \"x\"");
         let page = html(&recording, &around());
         assert_balanced(&page);
         for foreign in [
@@ -275,8 +293,8 @@ fn assert_balanced(page: &str) {
         .strip_prefix("<!DOCTYPE html>")
         .expect("a document type");
     let (style_from, style_to) = (
-        body.find("<style>").unwrap(),
-        body.find("</style>").unwrap(),
+        body.find("<style>").expect("a style"),
+        body.find("</style>").expect("a style"),
     );
     let body = format!("{}{}", &body[..style_from + 7], &body[style_to..]);
     let mut open = Vec::new();
@@ -291,7 +309,7 @@ fn assert_balanced(page: &str) {
             .trim_start_matches('/')
             .split([' ', '/'])
             .next()
-            .unwrap();
+            .expect("a name");
         if tag.starts_with('/') {
             assert_eq!(open.pop(), Some(name), "before {rest:.80}");
         } else if !tag.ends_with('/') {
@@ -413,7 +431,7 @@ fn failed_script_prints_its_timeline_and_the_seed_that_replays_it() {
         ],
     );
     assert!(!said.contains("plan:") && !said.contains("note:"), "{said}");
-    for line in said.lines().filter(|line| !line.contains("/")) {
+    for line in said.lines().filter(|line| !line.contains('/')) {
         assert!(line.len() <= WIDTH, "{} columns: {line}", line.len());
     }
     let seed = found.seed.unwrap();

@@ -179,6 +179,7 @@ impl Guest<'_> {
                 self.sim.note(None, "ack", u64::from(id.0), || {
                     format!("{id} {op}: {said}")
                 });
+                self.sim.note(None, "illegal", u64::from(id.0), String::new);
                 return Err(Broken::new("error", unexpected(id, op, &error)));
             }
             Err(_) => Outcome::Err,
@@ -190,7 +191,11 @@ impl Guest<'_> {
             };
             format!("{id} {op}: {said}{read}")
         });
-        self.belief.oracle().ack(id, outcome)?;
+        let legal = self.belief.oracle().ack(id, outcome);
+        if let Err(violation) = legal {
+            self.sim.note(None, "illegal", u64::from(id.0), String::new);
+            return Err(violation.into());
+        }
         self.sim.boundary("ack");
         let is_quiet = self.belief.oracle().in_flight().is_empty();
         match self.when_quiet {

@@ -103,6 +103,7 @@ impl<'a> Builder<'a> {
             "step" => self.step(event),
             "guest" => self.asked(event, OpId(number)),
             "ack" => self.answered(event, OpId(number)),
+            "illegal" => self.illegal(),
             "submit" => self.submitted(event),
             "done" | "failed" => self.answered_below(event),
             "power" => self.power(&event.text.parse().unwrap_or_default(), None),
@@ -198,6 +199,17 @@ impl<'a> Builder<'a> {
         };
         if event.task == Some(task) && task != "main" {
             self.push(&woken, None, What::Filter(format!("timer wakes {task}")));
+        }
+    }
+
+    /// The latest answer broke the promise.
+    fn illegal(&mut self) {
+        for row in self.now.rows.iter_mut().rev() {
+            if let What::Answered { is_broken, .. } = &mut row.what {
+                *is_broken = true;
+                row.matters = true;
+                return;
+            }
         }
     }
 

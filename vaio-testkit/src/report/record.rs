@@ -210,11 +210,13 @@ pub fn record(lab: &Lab, plan: &Plan) -> Option<Recording> {
         let (_, rig, later) = state.recorded_in(lab, &sim);
         let mut second = Builder::new(1, &rig, &later, broken.block, &mut labels);
         second.read(&sim.trace().events());
-        chapters.extend(second.end());
+        let mut later_chapters = second.end();
+        let may_be_within = lab.checks.recovery_crash && broken.rule != "dirty-under-reported";
+        note_crash_within(&mut later_chapters, may_be_within);
+        chapters.extend(later_chapters);
         events.extend(sim.trace().events().into_iter().map(|e| (1, e)));
         belief = later;
     }
-    mark_broken(&mut chapters, &broken);
     let history = belief.oracle().history().clone();
     let story = story::tell(&history, &chapters, broken.block);
     Some(Recording {
@@ -243,8 +245,7 @@ pub(crate) fn record_script(
     let mut builder = Builder::new(0, rig, belief, broken.block, &mut labels);
     let events = rig.sim().trace().events();
     builder.read(&events);
-    let mut chapters = builder.end();
-    mark_broken(&mut chapters, &broken);
+    let chapters = builder.end();
     let history = belief.oracle().history().clone();
     Recording {
         filter: subject.name(),
@@ -259,23 +260,23 @@ pub(crate) fn record_script(
     }
 }
 
-/// The last answer of the last chapter is what broke the promise, unless it was found in another
-/// way than by reading.
-fn mark_broken(chapters: &mut [Chapter], broken: &Broken) {
-    let Some(chapter) = chapters.last_mut() else {
-        return;
+/// The check of a crash state ended well, and still something was found: power failed again while
+/// it recovered. That world is not drawn.
+fn note_crash_within(chapters: &mut [Chapter], is_reported: bool) {
+    let is_shown = |row: &Row| match &row.what {
+        What::Answered { is_broken, .. } => *is_broken,
+        What::Step(text) => text.starts_with("does not open"),
+        _ => false,
     };
-    // Other rules are found by looking, not by reading.
-    let is_read = broken.rule == "error" || broken.what.starts_with("VIOLATION");
-    if chapter.crash.is_some() || !is_read {
-        return;
-    }
-    for row in chapter.rows.iter_mut().rev() {
-        if let What::Answered { is_broken, .. } = &mut row.what {
-            *is_broken = true;
-            row.matters = true;
-            return;
-        }
+    let shown = chapters
+        .iter()
+        .any(|chapter| chapter.rows.iter().any(is_shown));
+    if let Some(first) = chapters.first_mut()
+        && is_reported
+        && !shown
+    {
+        let title = "; a power failure within this recovery is what breaks the promise (not drawn)";
+        first.title.push_str(title);
     }
 }
 
