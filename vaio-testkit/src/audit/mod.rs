@@ -61,6 +61,9 @@ pub struct AuditSettings {
     pub cases: Vec<&'static str>,
     /// How much each case does. Nothing is shrunk. Default: as quick as in the suite.
     pub budget: Budget,
+    /// How many times that budget each case gets once more for a mutant that survived it; 0: none.
+    /// Default: 8. What survives is rare in a finished filter, so this costs little.
+    pub persistence: f64,
     /// Parts of the labels of the call sites that are audited: see [`Site::label`]. Default: none,
     /// which means all.
     pub sites: Vec<String>,
@@ -84,6 +87,7 @@ impl Default for AuditSettings {
                 .filter(|case| GROUPS.contains(&&*group(case)))
                 .collect(),
             budget: Budget::default(),
+            persistence: 8.0,
             sites: Vec::new(),
             mutants: Mutant::ALL.to_vec(),
             explained: Vec::new(),
@@ -96,6 +100,13 @@ impl AuditSettings {
     #[must_use]
     pub fn with_cases(mut self, cases: &[&'static str]) -> Self {
         self.cases = cases.to_vec();
+        self
+    }
+
+    /// Another [`persistence`](Self::persistence).
+    #[must_use]
+    pub fn with_persistence(mut self, times: f64) -> Self {
+        self.persistence = times;
         self
     }
 
@@ -168,6 +179,7 @@ pub fn run(subject: &Subject, settings: &AuditSettings) -> AuditReport {
     let mut trials = Trials {
         subject,
         budget,
+        persistence: settings.persistence,
         sites: &sites,
         order: (0..baseline.reached.len()).collect(),
         baseline: &baseline,
@@ -262,6 +274,7 @@ impl Baseline {
 struct Trials<'a> {
     subject: &'a Subject,
     budget: Budget,
+    persistence: f64,
     sites: &'a Arc<Sites>,
     baseline: &'a Baseline,
     /// Cases, those that killed last first.
@@ -271,6 +284,19 @@ struct Trials<'a> {
 
 impl Trials<'_> {
     fn verdict(&mut self, change: Change) -> Verdict {
+        let again = Budget {
+            factor: self.budget.factor * self.persistence,
+            ..self.budget
+        };
+        let budget = self.budget;
+        match self.round(change, &budget) {
+            Verdict::Survived { .. } if self.persistence > 0.0 => self.round(change, &again),
+            verdict => verdict,
+        }
+    }
+
+    /// Every case that reaches the site, until one fails.
+    fn round(&mut self, change: Change, budget: &Budget) -> Verdict {
         let tap = Tap::mutating(self.sites, change);
         let mut tried = 0;
         for place in 0..self.order.len() {
@@ -281,7 +307,7 @@ impl Trials<'_> {
             tried += 1;
             self.cases_run += 1;
             let case = self.baseline.reached[number].0;
-            if let Ended::Failed(rule) = run_tapped(self.subject, case, &self.budget, &tap) {
+            if let Ended::Failed(rule) = run_tapped(self.subject, case, budget, &tap) {
                 self.order[..=place].rotate_right(1);
                 return Verdict::Killed { case, rule };
             }
@@ -316,11 +342,18 @@ fn run_tapped(subject: &Subject, case: &str, budget: &Budget, tap: &Arc<Tap>) ->
 ///
 /// # Panics
 /// If a mutant survives that is not explained, if an explanation fits no survivor, if a case fails
-/// without a mutant, or if no call site was found. `VAIO_BUDGET` is not what it can be.
+/// without a mutant, if no call site was found, or if `VAIO_BUDGET` is what it cannot be.
 pub fn check(subject: &Subject, explained: &[(&str, &str)]) {
-    let settings = AuditSettings::default()
+    let mut settings = AuditSettings::default()
         .with_budget(Budget::from_env())
         .with_explained(explained);
+    if let Ok(parts) = std::env::var("VAIO_AUDIT") {
+        let parts: Vec<_> = parts.split(',').map(str::trim).collect();
+        settings = settings.with_sites(&parts);
+        // Of the others nothing survives.
+        let is_asked = |one: &Explained| parts.iter().any(|part| one.site.contains(part));
+        settings.explained.retain(is_asked);
+    }
     #[expect(
         clippy::disallowed_methods,
         reason = "told to whoever waits for it; nothing depends on it"
@@ -339,6 +372,10 @@ pub fn check(subject: &Subject, explained: &[(&str, &str)]) {
 /// A full audit runs the suite once for each mutant: some minutes in a debug build. So it is
 /// usually left to a nightly job: with `#[ignore]` on it,
 /// `cargo test --release -- --ignored barriers` runs it.
+///
+/// Environment: `VAIO_AUDIT` (only call sites with one of these parts, separated by commas, in
+/// their label, such as `src/log.rs:commit`), `VAIO_BUDGET` and `VAIO_SEED` as in
+/// [`conformance!`](crate::conformance!).
 ///
 /// In a release build, call sites have lines only with `debug = "line-tables-only"` (or more) in
 /// the profile.

@@ -248,3 +248,103 @@ impl fmt::Display for AuditReport {
         write!(f, "figure audit_survivors {} mutants", all - killed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vaio_core::OpKind;
+
+    use super::{super::Place, *};
+
+    fn row(function: &str, mutant: Mutant, verdict: Verdict) -> AuditRow {
+        let place = |line, function: &str| Place {
+            file: "src/log.rs".into(),
+            line,
+            column: 9,
+            function: function.into(),
+        };
+        AuditRow {
+            site: Site {
+                path: vec![place(214, function), place(20, "Cache::io")],
+                device: "cache".into(),
+                op: OpKind::Flush,
+            },
+            ios: 7,
+            mutant,
+            verdict,
+        }
+    }
+
+    fn report(explained: &[(&str, &str)]) -> AuditReport {
+        let killed = Verdict::Killed {
+            case: "crash::none_kept",
+            rule: "lost-write".into(),
+        };
+        let survived = || Verdict::Survived { cases: 5 };
+        let mut report = AuditReport {
+            subject: "filter",
+            rows: vec![
+                row("Log::commit", Mutant::Drop, killed),
+                row("Log::commit", Mutant::Early, survived()),
+                row("Log::trim", Mutant::Drop, survived()),
+                row("Log::trim", Mutant::ErrorIgnored, Verdict::NotTried),
+            ],
+            cases: 5,
+            broken: Vec::new(),
+            of_framework: 0,
+            has_lines: true,
+            cases_run: 16,
+            stale: Vec::new(),
+        };
+        let explained: Vec<_> = explained
+            .iter()
+            .map(|(site, why)| Explained::new(site, why))
+            .collect();
+        report.explain(&explained);
+        report
+    }
+
+    #[test]
+    fn survivors_are_named_by_line_and_function() {
+        let report = report(&[]);
+        let told = report.complaints();
+        let waiting = "waiting for the flush at src/log.rs:214:9 (Log::commit) is not needed or";
+        let flush = "\nflush at src/log.rs:214:9 (Log::trim) is not needed or not tested";
+        assert!(told.starts_with(waiting), "{told}");
+        assert!(told.contains(flush), "{told}");
+        assert_eq!(report.score(), (1, 3));
+        assert!(!report.is_accepted());
+    }
+
+    #[test]
+    fn survivors_that_are_all_explained_are_accepted() {
+        let report = report(&[
+            ("src/log.rs:commit early", "the caller waits"),
+            ("log.rs:trim < src/log.rs:io", "saves work only"),
+        ]);
+        assert!(report.is_accepted(), "{report}");
+        assert_eq!(report.score(), (1, 1));
+        assert!(
+            report
+                .to_string()
+                .contains("survived as explained: saves work only")
+        );
+    }
+
+    #[test]
+    fn explanation_of_another_mutant_explains_nothing_and_is_stale() {
+        let report = report(&[("src/log.rs:commit swap", "?"), ("src/log.rs:trim", "?")]);
+        assert_eq!(report.survivors().count(), 1);
+        let told = report.complaints();
+        let stale = "take it off the list, site=src/log.rs:commit mutant=swap";
+        assert!(told.contains(stale), "{told}");
+    }
+
+    #[test]
+    fn report_without_sites_says_why_and_is_not_accepted() {
+        let mut report = report(&[]);
+        report.rows.clear();
+        (report.of_framework, report.has_lines) = (9, false);
+        assert!(!report.is_accepted());
+        assert!(report.complaints().contains("no symbols"));
+    }
+}
