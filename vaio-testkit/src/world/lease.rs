@@ -94,6 +94,14 @@ impl LeaseStore {
         self.lock().record.clone()
     }
 
+    /// Ends the owner's lease early, as a store does whose clock is ahead, or an operator who
+    /// believes that a host is dead: the owner finds out when it renews.
+    pub fn expire(&self) {
+        let mut state = self.lock();
+        state.version += 1;
+        state.record.owner = None;
+    }
+
     fn is_cut(&self, host: &Host) -> bool {
         self.lock().cut.contains(host.name())
     }

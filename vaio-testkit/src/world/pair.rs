@@ -89,7 +89,6 @@ pub struct Pair {
     /// Disks of an owner that was stopped: their tasks go on when it wakes up.
     stopped: Vec<Disk>,
     bug: Option<Bug>,
-    depth: usize,
 }
 
 impl Pair {
@@ -128,7 +127,6 @@ impl Pair {
             running: None,
             stopped: Vec::new(),
             bug,
-            depth: 2,
         };
         pair.start(Site::A).await?;
         pair.start(Site::B).await?;
@@ -152,11 +150,6 @@ impl Pair {
     /// Whether the record says that both sites have everything.
     pub fn is_in_sync(&self) -> bool {
         self.leases.peek().in_sync
-    }
-
-    /// Guest IOs at once.
-    pub fn set_depth(&mut self, depth: usize) {
-        self.depth = depth;
     }
 
     /// Starts a site's process with its target. Nothing happens if it runs.
@@ -215,6 +208,11 @@ impl Pair {
         let place = self.place(site);
         place.host.resume();
         place.is_paused = false;
+    }
+
+    /// The owner's lease ends early.
+    pub fn expire(&self) {
+        self.leases.expire();
     }
 
     /// The next write that reaches a site's disk fails.
@@ -288,12 +286,12 @@ impl Pair {
             .await
     }
 
-    /// The guest works, if it runs. Errors are honest here: owners change.
+    /// The guest works, if it runs, with `depth` IOs at once. Errors are honest here: owners change.
     ///
     /// # Errors
     /// A promise was broken.
-    pub async fn work(&self, ops: &[GuestOp]) -> Result<(), Broken> {
-        match self.guest() {
+    pub async fn work(&self, ops: &[GuestOp], depth: usize) -> Result<(), Broken> {
+        match self.guest(depth) {
             Some(guest) => guest.run(ops).await,
             None => Ok(()),
         }
@@ -304,7 +302,7 @@ impl Pair {
     /// # Errors
     /// A promise was broken.
     pub async fn read_twice(&self) -> Result<(), Broken> {
-        let Some(guest) = self.guest() else {
+        let Some(guest) = self.guest(1) else {
             return Ok(());
         };
         guest.read_all().await?;
@@ -312,13 +310,13 @@ impl Pair {
         guest.read_all().await
     }
 
-    fn guest(&self) -> Option<Guest<'_>> {
+    fn guest(&self, depth: usize) -> Option<Guest<'_>> {
         let running = self.running.as_ref()?;
         Some(Guest {
             sim: &self.sim,
             disk: &running.disk,
             belief: &self.belief,
-            depth: self.depth,
+            depth,
             on_error: OnError::Allowed,
             when_quiet: None,
         })

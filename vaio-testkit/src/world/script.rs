@@ -24,6 +24,8 @@ use crate::{
     zoo::Bug,
 };
 
+/// Guest IOs at once where a step does several.
+const DEPTH: usize = 4;
 /// Events within which a step that is cut short ends.
 const FATES: u32 = 40;
 /// How long a script waits for both sites to have everything.
@@ -34,9 +36,9 @@ const RANDOM_STEPS: u32 = 14;
 /// One step.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
-    /// The guest does these operations.
+    /// The guest does these operations, one after the other.
     Do(&'static [GuestOp]),
-    /// It does them until an event of the tape's choice, and goes on with the next step then.
+    /// It does these, several at once, until an event of the tape's choice, and goes on with the next step then.
     Until(&'static [GuestOp]),
     /// It does a few operations of the tape's choice.
     Work,
@@ -62,6 +64,8 @@ pub enum Step {
     Pause(Site),
     /// It goes on.
     Resume(Site),
+    /// The owner's lease ends early.
+    Expire,
     /// The guest starts there, if it gets the disk.
     Open(Site),
     /// The next write of the site's disk fails.
@@ -69,8 +73,8 @@ pub enum Step {
 }
 
 use Step::{
-    Break, Clog, Cut, Do, FailWrite, Fate, Heal, InSync, Kill, Open, Pause, Resume, Start, Until,
-    Wait, Work,
+    Break, Clog, Cut, Do, Expire, FailWrite, Fate, Heal, InSync, Kill, Open, Pause, Resume, Start,
+    Until, Wait, Work,
 };
 
 /// A named list of steps.
@@ -118,6 +122,7 @@ pub(super) fn play_random(bug: Option<Bug>, tape: &Tape) -> Result<(), Broken> {
         Start(B),
         Pause(A),
         Resume(A),
+        Expire,
         Open(A),
         Open(B),
         FailWrite(B),
@@ -197,9 +202,9 @@ async fn finish(pair: &mut Pair) -> Result<(), Broken> {
 async fn take(sim: &Sim, pair: &mut Pair, step: Step) -> Result<(), Broken> {
     sim.note(None, "step", 0, || format!("{step:?}"));
     match step {
-        Do(ops) => pair.work(ops).await?,
+        Do(ops) => pair.work(ops, 1).await?,
         Until(ops) => {
-            let (work, fate) = (pin!(pair.work(ops)), pin!(fate(sim)));
+            let (work, fate) = (pin!(pair.work(ops, DEPTH)), pin!(fate(sim)));
             if let Either::Left((done, _)) = select(work, fate).await {
                 done?;
             }
@@ -213,7 +218,7 @@ async fn take(sim: &Sim, pair: &mut Pair, step: Step) -> Result<(), Broken> {
             let ops = random_workload(&settings, |n, name| {
                 sim.tape().choose(n, Family::Op, &format!("world.{name}"))
             });
-            pair.work(&ops).await?;
+            pair.work(&ops, DEPTH).await?;
         }
         Fate => fate(sim).await,
         Wait(time) => sim.sleep(time).await,
@@ -233,6 +238,7 @@ async fn take(sim: &Sim, pair: &mut Pair, step: Step) -> Result<(), Broken> {
         Start(site) => pair.start(site).await?,
         Pause(site) => pair.pause(site),
         Resume(site) => pair.resume(site),
+        Expire => pair.expire(),
         Open(site) => pair.open(site).await?,
         FailWrite(site) => pair.fail_write(site),
     }

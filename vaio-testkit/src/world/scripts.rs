@@ -6,8 +6,8 @@ use super::Site;
 use super::script::{
     Script, Step,
     Step::{
-        Break, Clog, Cut, Do, FailWrite, Fate, Heal, InSync, Kill, Open, Pause, Resume, Start,
-        Until, Wait, Work,
+        Break, Clog, Cut, Do, Expire, FailWrite, Fate, Heal, InSync, Kill, Open, Pause, Resume,
+        Start, Until, Wait, Work,
     },
 };
 use crate::GuestOp;
@@ -114,7 +114,7 @@ pub const SCRIPTS: &[Script] = &[
         &[
             Open(A),
             InSync,
-            Until(&[W0, FLUSH, W1, W0]),
+            Until(&[W0, W1, FLUSH, W1, W0, FLUSH, W1]),
             Break(A),
             Do(&[FLUSH]),
             Kill(A),
@@ -155,6 +155,7 @@ pub const SCRIPTS: &[Script] = &[
             Clog(A),
             Until(&[W0, W1]),
             Pause(A),
+            Expire,
             Open(B),
             Do(&[W0, W1]),
             Heal(A),
@@ -170,6 +171,7 @@ pub const SCRIPTS: &[Script] = &[
             Clog(A),
             Until(&[W0, W1]),
             Pause(A),
+            Expire,
             Open(B),
             Do(&[W0, W1, FLUSH]),
             Kill(B),
