@@ -15,7 +15,7 @@ use crate::record::{self, Content, Geometry};
 
 #[derive(Debug)]
 pub(crate) struct Device {
-    device: Arc<dyn BlockDevice>,
+    below: Arc<dyn BlockDevice>,
     geometry: Geometry,
     turn: Mutex<()>,
 }
@@ -42,7 +42,7 @@ impl Device {
             )));
         }
         Ok(Self {
-            device,
+            below: device,
             geometry,
             turn: Mutex::new(()),
         })
@@ -62,17 +62,17 @@ impl Device {
     ) -> Result<()> {
         let bytes = record::encode(&self.geometry, generation, place, extent, content);
         let at = self.geometry.record_at(sheet, place);
-        self.device.write(at, bytes).await
+        self.below.write(at, bytes).await
     }
 
     pub(crate) async fn read_record(&self, sheet: usize, place: usize) -> Result<Bytes> {
         let at = self.geometry.record_at(sheet, place);
-        self.device.read(at, self.geometry.record_len()).await
+        self.below.read(at, self.geometry.record_len()).await
     }
 
     pub(crate) async fn read_stamp(&self, sheet: usize) -> Result<Option<u64>> {
         let at = self.geometry.stamp_at(sheet);
-        let block = self.device.read(at, self.geometry.block).await?;
+        let block = self.below.read(at, self.geometry.block).await?;
         Ok(record::generation_of(&block))
     }
 
@@ -86,14 +86,14 @@ impl Device {
 
 impl Turn<'_> {
     pub(crate) async fn flush(&self) -> Result<()> {
-        self.of.device.flush().await
+        self.of.below.flush().await
     }
 
     /// Gives a sheet a generation: empty and durable when this returns.
     pub(crate) async fn stamp(&self, sheet: usize, generation: u64) -> Result<()> {
         let at = self.of.geometry.stamp_at(sheet);
         let block = record::stamp(&self.of.geometry, generation);
-        self.of.device.write(at, block).await?;
-        self.of.device.flush().await
+        self.of.below.write(at, block).await?;
+        self.of.below.flush().await
     }
 }

@@ -84,12 +84,12 @@ impl DirtySource for Source {
         let held = Held::begin(&self.0).await?;
         // Failed or cancelled here, `held` is dropped and lets go.
         self.0.move_to(held.point).await?;
-        let (hold, staging) = (Arc::clone(&held.hold), Arc::clone(&self.0));
+        let (state, staging) = (Arc::clone(&held.hold), Arc::clone(&self.0));
         let (sleep, stopped) = (self.0.cx.rt().sleep_until(until), self.0.cx.stopped());
         self.0.cx.spawn("staging.hold", async move {
-            let released = pin!(hold.until_not(HELD));
+            let released = pin!(state.until_not(HELD));
             select(released, select(sleep, pin!(stopped))).await;
-            staging.end_hold(&hold, LOST);
+            staging.end_hold(&state, LOST);
         });
         Ok(Arc::new(held))
     }

@@ -113,7 +113,7 @@ impl Staging {
         let at = self.take(extent, &content).await?;
         let written = self
             .device
-            .write_record(at.sheet, at.generation, at.place, extent, &content)
+            .write_record(at.sheet, at.generation, at.index, extent, &content)
             .await;
         {
             let mut sheets = self.sheets();

@@ -54,7 +54,7 @@ impl Sheet {
 pub(crate) struct Place {
     pub(crate) sheet: usize,
     pub(crate) generation: u64,
-    pub(crate) place: usize,
+    pub(crate) index: usize,
     /// Number of the record; they count up over all sheets.
     pub(crate) number: u64,
 }
@@ -73,7 +73,7 @@ pub(crate) struct Move {
 pub(crate) struct Sheets {
     records_max: usize,
     block: u64,
-    sheets: [Sheet; SHEETS],
+    both: [Sheet; SHEETS],
     /// Which one fills.
     filling: usize,
     next_generation: u64,
@@ -94,7 +94,7 @@ impl Sheets {
         Self {
             records_max,
             block,
-            sheets,
+            both: sheets,
             filling: usize::from(two < one),
             next_generation: one.max(two) + 1,
             newest: BTreeMap::new(),
@@ -103,48 +103,48 @@ impl Sheets {
     }
 
     fn other(&self) -> &Sheet {
-        &self.sheets[1 - self.filling]
+        &self.both[1 - self.filling]
     }
 
     /// Number of the next record.
     pub(crate) fn head(&self) -> u64 {
-        self.sheets[self.filling].end()
+        self.both[self.filling].end()
     }
 
     /// Number of the oldest record that is not moved.
     pub(crate) fn tail(&self) -> u64 {
         let other = self.other();
         if other.records.is_empty() {
-            self.sheets[self.filling].first
+            self.both[self.filling].first
         } else {
             other.first
         }
     }
 
     pub(crate) fn is_doubtful(&self) -> bool {
-        self.sheets.iter().any(|sheet| sheet.is_doubtful)
+        self.both.iter().any(|sheet| sheet.is_doubtful)
     }
 
     /// A flush of the staging device failed.
     pub(crate) fn doubt(&mut self) {
-        for sheet in &mut self.sheets {
+        for sheet in &mut self.both {
             sheet.is_doubtful = !sheet.records.is_empty();
         }
     }
 
     /// A place for a record; `None`: both sheets are full.
     pub(crate) fn take(&mut self, extent: Extent, content: Content, now: Instant) -> Option<Place> {
-        let filling = &self.sheets[self.filling];
+        let filling = &self.both[self.filling];
         // What is doubtful is left alone, so that it can be moved.
         let is_closed = filling.records.len() >= self.records_max || filling.is_doubtful;
         if is_closed && !self.change_roles() {
             return None;
         }
-        let sheet = &mut self.sheets[self.filling];
+        let sheet = &mut self.both[self.filling];
         let place = Place {
             sheet: self.filling,
             generation: sheet.generation,
-            place: sheet.records.len(),
+            index: sheet.records.len(),
             number: sheet.end(),
         };
         sheet.records.push(Record {
@@ -163,15 +163,15 @@ impl Sheets {
         }
         let head = self.head();
         self.filling = 1 - self.filling;
-        self.sheets[self.filling].first = head;
-        let [one, two] = [self.filling, 1 - self.filling].map(|at| self.sheets[at].generation);
+        self.both[self.filling].first = head;
+        let [one, two] = [self.filling, 1 - self.filling].map(|at| self.both[at].generation);
         assert!(one > two, "the sheet that fills is the younger one");
         true
     }
 
     /// The write of a record ended well: it is the content of its blocks now.
     pub(crate) fn show(&mut self, at: Place) {
-        let record = &mut self.sheets[at.sheet].records[at.place];
+        let record = &mut self.both[at.sheet].records[at.index];
         assert_eq!(record.state, State::Pending, "shown once");
         record.state = State::Shown;
         let (extent, content) = (record.extent, record.content.clone());
@@ -185,7 +185,7 @@ impl Sheets {
 
     /// The write of a record failed.
     pub(crate) fn fail(&mut self, at: Place) {
-        self.sheets[at.sheet].records[at.place].state = State::Failed;
+        self.both[at.sheet].records[at.index].state = State::Failed;
     }
 
     /// Content of `extent` that is here, in order; what is between is below.
@@ -197,7 +197,7 @@ impl Sheets {
 
     /// Whether the sheet that fills has to stop for what is before `number` to be moved.
     fn wants_change(&self, number: u64) -> bool {
-        let filling = &self.sheets[self.filling];
+        let filling = &self.both[self.filling];
         filling.first < number && !filling.records.is_empty()
     }
 
@@ -209,7 +209,7 @@ impl Sheets {
     /// Whether nothing that is still being written is in the way of a move.
     pub(crate) fn is_movable(&self) -> bool {
         let of = if self.other().records.is_empty() {
-            &self.sheets[self.filling]
+            &self.both[self.filling]
         } else {
             self.other()
         };
@@ -250,7 +250,7 @@ impl Sheets {
     /// The backing has it durably, and the sheet its new generation.
     pub(crate) fn moved(&mut self, of: &Move) {
         assert_eq!(of.sheet, 1 - self.filling, "the older sheet was moved");
-        let sheet = &mut self.sheets[of.sheet];
+        let sheet = &mut self.both[of.sheet];
         for (number, record) in (sheet.first..).zip(&sheet.records) {
             for (block, _) in blocks(record.extent, self.block) {
                 // Newer content of the block stays.
@@ -285,7 +285,7 @@ impl Sheets {
     fn records(&self) -> impl Iterator<Item = (u64, &Record)> {
         [1 - self.filling, self.filling]
             .into_iter()
-            .flat_map(|at| (self.sheets[at].first..).zip(&self.sheets[at].records))
+            .flat_map(|at| (self.both[at].first..).zip(&self.both[at].records))
     }
 
     /// Everything that is not on the backing, rather too much (G5).
