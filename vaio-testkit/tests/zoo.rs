@@ -54,12 +54,10 @@ fn every_row_is_caught() {
         "row", "twin", "promise", "expected"
     );
     for row in &rows {
-        let from = std::time::Instant::now();
         let found = caught(row);
-        let took = from.elapsed();
         let by = match &found {
-            Some((case, rule)) => format!("{case} ({rule}) {took:?}"),
-            None => format!("SURVIVES {took:?}"),
+            Some((case, rule)) => format!("{case} ({rule})"),
+            None => "SURVIVES".to_owned(),
         };
         let (twin, promise) = (format!("{:?}", row.twin), format!("{:?}", row.promise));
         println!(

@@ -393,13 +393,12 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
         ("crash", "wraps") => small(&[w(0, 1), w(1, 1), F], 6, 900)
             .depths(&[1, 2], 2)
             .crashing(PLAIN),
-        ("crash", "several") => large(150, 5),
         ("era2", "write_after_recovery") => small(&[w(0, 1), w(1, 1), F, I], 4, 350).crashing(&[
             Tier::None,
             Tier::All,
             Tier::KeepOne,
         ]),
-        ("era2", "long_runs") => large(150, 5),
+        ("crash", "several") | ("era2", "long_runs") => large(150, 5),
         ("era2", "kill_then_power") => small(&[w(0, 1), F, I, w(0, 2)], 4, 350).killing(),
         ("torn", "small_writes") => {
             small(&[w(0, 2), w(0, 3), F, I], 3, 300).crashing(&[Tier::Torn])

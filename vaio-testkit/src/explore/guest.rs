@@ -221,6 +221,7 @@ fn unexpected(id: OpId, op: &GuestOp, error: &vaio_core::Error) -> String {
 }
 
 /// The IO of an operation; `stamps`: what a write carries, one per block.
+#[expect(clippy::missing_panics_doc, reason = "a block is a few kilobytes")]
 pub fn io_of(op: &GuestOp, stamps: &[Stamp], block: u64) -> Io {
     let blocks = op.blocks();
     let extent = Extent::new(blocks.start * block, (blocks.end - blocks.start) * block);

@@ -144,30 +144,30 @@ impl Lab {
         }
     }
 
-    /// Makes the disks fail as the checks say.
-    fn set_faults(&self, rig: &Rig, faults: &[FaultBelow]) {
-        let (backing, beside) = rig.disks().split_at(1);
-        for fault in faults {
-            let set = |disk: &SimDisk| {
-                disk.faults(|faults| match &fault.how {
-                    How::Rule(rule) => faults.add(*rule),
-                    How::Tape(kinds) => faults.allow(kinds, None),
-                });
-            };
-            if fault.on != On::Beside {
-                backing.iter().for_each(set);
-            }
-            if fault.on != On::Backing {
-                beside.iter().for_each(set);
-            }
-        }
-    }
-
     /// Looks at an open disk that is quiet and whose content the guest has just read.
     fn look(&self, disk: &Disk, rig: &Rig, belief: &Belief) -> Result<(), Broken> {
         if self.checks.dirty {
             dirty::check(self, disk, rig, belief)?;
         }
         Ok(())
+    }
+}
+
+/// Makes the disks fail as the checks say.
+fn set_faults(rig: &Rig, faults: &[FaultBelow]) {
+    let (backing, beside) = rig.disks().split_at(1);
+    for fault in faults {
+        let set = |disk: &SimDisk| {
+            disk.faults(|faults| match &fault.how {
+                How::Rule(rule) => faults.add(*rule),
+                How::Tape(kinds) => faults.allow(kinds, None),
+            });
+        };
+        if fault.on != On::Beside {
+            backing.iter().for_each(set);
+        }
+        if fault.on != On::Backing {
+            beside.iter().for_each(set);
+        }
     }
 }

@@ -214,7 +214,7 @@ impl Run<'_> {
             )
         })?;
         if !after_crash {
-            self.lab.set_faults(self.rig, &self.lab.checks.faults);
+            super::set_faults(self.rig, &self.lab.checks.faults);
         }
         let guest = self.guest(&disk);
         if is_first && self.lab.subject.shows_garbage_first() {

@@ -158,7 +158,7 @@ fn reopened(lab: &Lab, sim: &Sim, rig: &Rig) -> Result<(Host, Disk), Broken> {
         let disk = open(sim, rig, &host)?;
         return Ok((host, disk));
     }
-    lab.set_faults(rig, &lab.checks.recovery_faults);
+    super::set_faults(rig, &lab.checks.recovery_faults);
     let first = open(sim, rig, &host);
     for disk in rig.disks() {
         disk.quiet();
