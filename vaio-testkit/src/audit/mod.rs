@@ -5,8 +5,8 @@
 //! flush that is answered and not done, a write without its fua, an answer before the write has
 //! ended, two writes in the wrong order, an error that is not told). If no case fails, that
 //! barrier is not needed, or nothing tests it; either is worth knowing. The filter's source is not
-//! changed: sites are found on the stack ([`site`]), and the lower devices do the spoiling
-//! ([`mutant`]).
+//! changed: sites are found on the stack (`site`), and the lower devices do the spoiling
+//! (`mutant`).
 //!
 //! Which barriers a filter has is what the cases reached: the report says how often each was.
 //! [`barrier_audit!`](crate::barrier_audit!) makes a test of it.
