@@ -27,3 +27,11 @@ pub use stamp::{Stamp, Value};
 pub use subject::{Beside, Blocks, MakeFactory, Scale, Subject, Target};
 pub use tape::{Choices, ChoicesError, Family, Odometer, Swarm, Tape};
 pub use workload::GuestOp;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guide/testing-a-filter.md")]
+struct TestingAFilter;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/spec/oracle.md")]
+struct OracleInProse;
