@@ -121,7 +121,7 @@ fn shipped(file: &File) -> impl Iterator<Item = (usize, &str)> {
 }
 
 fn is_test(file: &File) -> bool {
-    file.path.contains("/tests/")
+    file.path.contains("/tests/") || file.path.ends_with("/tests.rs")
 }
 
 /// A line without its comment.
@@ -323,6 +323,50 @@ fn imports_point_downwards() {
         bad.extend(layering(package, &manifest));
     }
     assert_tidy(&bad);
+}
+
+/// The vendor's crate stands outside the workspace, and asks for nothing that a vendor outside the
+/// repository would not have.
+fn vendor_manifest(manifest: &str, version: &str) -> Vec<String> {
+    let mut bad = Vec::new();
+    let mut say = |is_bad: bool, what: &str| bad.extend(is_bad.then(|| what.to_owned()));
+    let has_line = |wanted: &str| manifest.lines().any(|line| line == wanted);
+    say(!has_line("[workspace]"), "it is no workspace of its own");
+    say(
+        manifest.contains(".workspace = true"),
+        "it inherits from the workspace around it",
+    );
+    for (section, wanted) in [
+        ("[dependencies]", "vaio-core"),
+        ("[dev-dependencies]", "vaio-testkit"),
+    ] {
+        let ours = |name: &&str| name.starts_with("vaio-");
+        let names: Vec<_> = dependencies(manifest, section)
+            .into_iter()
+            .filter(ours)
+            .collect();
+        say(
+            names != [wanted],
+            &format!("{section} has {names:?}, not {wanted} alone"),
+        );
+        let line = format!("{wanted} = {{ version = \"{version}\", path = \"../../{wanted}\" }}");
+        say(!has_line(&line), &format!("no line `{line}`"));
+    }
+    bad
+}
+
+#[test]
+fn vendor_filter_stands_alone() {
+    let read = |path: &str| fs::read_to_string(top().join(path)).expect("a manifest");
+    let manifest = read("examples/vendor-filter/Cargo.toml");
+    let version = env!("CARGO_PKG_VERSION");
+    assert_tidy(&vendor_manifest(&manifest, version));
+    assert!(
+        read("Cargo.toml").contains("exclude = [\"examples/vendor-filter\"]"),
+        "the workspace excludes it"
+    );
+    assert!(!vendor_manifest(&manifest.replace("[workspace]", ""), version).is_empty());
+    assert!(!vendor_manifest(&manifest, "9.9.9").is_empty());
 }
 
 #[test]

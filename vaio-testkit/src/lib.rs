@@ -1,6 +1,7 @@
 //! Simulated disks, crashes and hosts that prove a [vaio](https://docs.rs/vaio-core) filter keeps
 //! its promises.
 
+pub mod audit;
 pub mod conformance;
 pub mod disk;
 pub mod explore;

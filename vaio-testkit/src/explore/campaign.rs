@@ -89,15 +89,15 @@ impl Verdict {
             return false;
         };
         self.found = Some(Box::new(failure.plan.clone()));
-        self.failure = Some(smallest(lab, failure, effort.tries_max));
+        self.failure = Some(smallest(lab, &failure, effort.tries_max));
         true
     }
 }
 
 /// The smallest failure of the same rule that shrinking finds.
-pub fn smallest(lab: &Lab, failure: Box<Failure>, tries_max: usize) -> Box<Failure> {
+pub fn smallest(lab: &Lab, failure: &Failure, tries_max: usize) -> Box<Failure> {
     let rule = failure.broken.rule.clone();
-    let mut best = failure.clone();
+    let mut best = Box::new(failure.clone());
     shrink(failure.plan.clone(), tries_max, |plan| {
         let failed = replay(lab, plan)
             .failure
@@ -120,24 +120,68 @@ fn tape_of(small: &Small) -> Tape {
     }
 }
 
-/// All runs of the space if there are no more than `max`, else all workloads that are shorter than
-/// the longest and every n-th of the longest.
+/// All runs of the space if there are no more than `max`; else all workloads that are shorter than
+/// the longest and every n-th of the longest; and if the shorter ones alone are too many, an even
+/// part of both.
 fn spread(space: &Space, max: u64) -> impl Iterator<Item = Small> + '_ {
     let short = Space {
         ops_max: space.ops_max.saturating_sub(1),
         ..space.clone()
     };
     let (all, short) = (space.len(), short.len());
-    let rest = max.saturating_sub(short).max(1);
-    let step = (all - short).div_ceil(rest).max(1);
-    // Not a divisor of what repeats (schedules, depths), so that each of them is seen.
-    let step = if step > 1 { step | 1 } else { 1 };
+    let cycle = space.depths.len() as u64 * (1 + space.schedules);
+    let step_short = if short <= max {
+        1
+    } else {
+        step(short, max / 2, cycle)
+    };
+    let step_long = step(all - short, max.saturating_sub(short / step_short), cycle);
     let mut number = 0u64;
     space
         .runs()
         .filter(move |_| {
             number += 1;
-            number <= short || (number - short).is_multiple_of(step)
+            if number <= short {
+                number.is_multiple_of(step_short)
+            } else {
+                (number - short).is_multiple_of(step_long)
+            }
         })
         .take(usize::try_from(max).unwrap_or(usize::MAX))
+}
+
+/// Every how many of `runs` to take so that about `share` are. Without a divisor of what repeats
+/// (schedules, depths), so that each of them is seen.
+fn step(runs: u64, share: u64, cycle: u64) -> u64 {
+    let shares_divisor =
+        |step: u64| (2..=cycle).any(|n| cycle.is_multiple_of(n) && step.is_multiple_of(n));
+    let mut step = runs.div_ceil(share.max(1)).max(1);
+    while step > 1 && shares_divisor(step) {
+        step += 1;
+    }
+    step
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budget_below_the_short_workloads_still_has_long_ones_and_every_schedule() {
+        let space = Space {
+            schedules: 4,
+            ..Space::new("a::b", 4)
+        };
+        for max in [40, 350, 5_000] {
+            let runs: Vec<_> = spread(&space, max).collect();
+            assert!(
+                runs.len() as u64 <= max && runs.len() as u64 > max / 2,
+                "{max}"
+            );
+            let with = |len: usize| runs.iter().filter(|run| run.plan.ops() == len).count();
+            assert!(with(3) > runs.len() / 4, "{max}: {}", with(3));
+            let seeds: std::collections::BTreeSet<_> = runs.iter().map(|run| run.seed).collect();
+            assert_eq!(seeds.len(), 5, "{max}");
+        }
+    }
 }
