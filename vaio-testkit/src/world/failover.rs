@@ -303,3 +303,35 @@ pub(super) fn target_cut(subject: &Subject, tape: &Tape) -> Result<(), Broken> {
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{tape::Swarm, twins::observer::ObserverFactory};
+
+    fn is_found(run: fn(&Subject, &Tape, Rules) -> Result<(), Broken>, rules: Rules) -> bool {
+        let subject = Subject::new(ObserverFactory::default());
+        (0..600).any(|seed| {
+            let tape = Tape::random(seed).with_swarm(Swarm::random(seed));
+            run(&subject, &tape, rules).is_err()
+        })
+    }
+
+    #[test]
+    fn two_owners_without_a_fence_are_found() {
+        let rules = Rules {
+            fence: false,
+            ..Rules::default()
+        };
+        assert!(is_found(two_owners_by, rules));
+    }
+
+    #[test]
+    fn old_host_without_a_lease_is_found() {
+        let rules = Rules {
+            lease: false,
+            ..Rules::default()
+        };
+        assert!(is_found(old_host_returns_by, rules));
+    }
+}

@@ -79,7 +79,7 @@ struct Running {
     disk: Disk,
 }
 
-/// See the [module](self).
+/// Two sites, and one guest that runs on either. A site that is not in sync does not get the disk.
 pub struct Pair {
     sim: Sim,
     places: [Place; 2],

@@ -1,8 +1,13 @@
 //! The cases for any filter.
 
-use vaio_testkit::{Tape, world::CASES};
+use vaio_core::Promise;
+use vaio_testkit::{Tape, world::CASES, zoo::Bug};
 
-use super::{seeds, subjects::twins, tape};
+use super::{
+    seeds,
+    subjects::{twins, write_back},
+    tape,
+};
 
 #[test]
 fn correct_twins_raise_no_alarm() {
@@ -38,5 +43,28 @@ fn equal_tapes_give_equal_runs() {
                 assert_eq!(tapes[0].hash(), tapes[1].hash(), "{} {seed}", case.name);
             }
         }
+    }
+}
+
+/// The cases can fail: each bug is found by the case that is about it.
+#[test]
+fn bug_is_found_by_the_case_that_is_about_it() {
+    for (bug, name) in [
+        (Bug::MapsFirstBlockOnly, "handover::planned"),
+        (Bug::DestageUnordered, "handover::io_in_flight"),
+        (Bug::AckBeforeFlush, "failover::devices_survive"),
+        (Bug::EpochKept, "failover::devices_stale"),
+        (Bug::SecondWriteNotLogged, "failover::double"),
+        (Bug::SequenceReset, "failover::failback"),
+    ] {
+        let promise = match bug {
+            Bug::AckBeforeFlush => Promise::AtAck,
+            _ => Promise::AtFlush,
+        };
+        let subject = write_back(promise, Some(bug));
+        let case = CASES.iter().find(|case| case.name == name);
+        let case = case.expect("there is such a case");
+        let found = (0..100).any(|seed| (case.run)(&subject, &tape(seed)).is_err());
+        assert!(found, "{name} misses {bug:?}");
     }
 }
