@@ -1,6 +1,7 @@
 //! Simulated disks, crashes and hosts that prove a [vaio](https://docs.rs/vaio-core) filter keeps
 //! its promises.
 
+pub mod audit;
 pub mod conformance;
 pub mod disk;
 pub mod explore;
@@ -14,6 +15,7 @@ mod subject;
 pub mod tape;
 pub mod twins;
 pub mod workload;
+pub mod world;
 pub mod zoo;
 
 pub use oracle::{Oracle, OracleSettings, Outcome, Violation};

@@ -134,6 +134,19 @@ impl Value {
         }
     }
 
+    /// In as few letters as can be, for a reader at `block`: `#3`, or `#3@7` where it is op #3's
+    /// data for block 7.
+    pub fn label(&self, block: u64) -> String {
+        match self {
+            Self::Zero => "zeroes".to_owned(),
+            Self::Stamp(stamp) if stamp.block == block => format!("#{}", stamp.op),
+            Self::Stamp(stamp) => format!("#{}@{}", stamp.op, stamp.block),
+            Self::Fill(_) => "initial".to_owned(),
+            Self::Torn { head, tail, .. } => format!("torn(#{head}/#{tail})"),
+            Self::Other(_) => "other bytes".to_owned(),
+        }
+    }
+
     /// What a reader at `block` of run `run` would say about it.
     pub fn explain(&self, run: u32, block: u64) -> String {
         match self {

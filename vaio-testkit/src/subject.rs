@@ -6,7 +6,7 @@ use vaio_core::{
     Capabilities, Descriptor, DeviceInfo, FilterFactory, FilterSpec, Promise, Support,
 };
 
-use crate::disk::BLOCK;
+use crate::{audit::Taps, disk::BLOCK, sim::Host};
 
 /// How big the filter is asked to be. Big caches hide bugs of wrapping and eviction: a factory
 /// that has sizes must honour it.
@@ -66,7 +66,11 @@ pub struct Subject {
     beside: Vec<Beside>,
     target: Option<Target>,
     below: DeviceInfo,
+    /// For the barrier audit: wraps the devices of each disk that is opened.
+    tap: Option<Arc<MakeTaps>>,
 }
+
+type MakeTaps = dyn Fn(&Host) -> Taps + Send + Sync;
 
 impl std::fmt::Debug for Subject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -134,6 +138,7 @@ impl Subject {
             beside,
             target: None,
             below: weakest(),
+            tap: None,
         }
     }
 
@@ -201,6 +206,11 @@ impl Subject {
         self.descriptor.promise.unwrap_or(Promise::AtFlush)
     }
 
+    /// Whether blocks that were never written show what the filter makes of zeroes.
+    pub(crate) fn shows_garbage_first(&self) -> bool {
+        self.descriptor.content == vaio_core::Content::Transformed
+    }
+
     pub(crate) fn factory(&self, scale: Scale) -> Arc<dyn FilterFactory> {
         (self.make)(scale)
     }
@@ -222,6 +232,18 @@ impl Subject {
         let mut info = self.below;
         info.capacity = blocks * u64::from(info.logical_block);
         info
+    }
+
+    pub(crate) fn tapped(&self, taps: impl Fn(&Host) -> Taps + Send + Sync + 'static) -> Self {
+        let tap: Arc<MakeTaps> = Arc::new(taps);
+        Self {
+            tap: Some(tap),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn taps(&self, host: &Host) -> Option<Taps> {
+        self.tap.as_ref().map(|taps| taps(host))
     }
 
     /// The target of an ordered promise, if the filter makes one.

@@ -10,7 +10,8 @@ use crate::{
     disk::Fill,
     explore::{BACKING, Belief, Broken, Guest, Lab, OnError, Rig, Work, values_of},
     oracle::{Oracle, OracleSettings},
-    sim::{Host, Schedule, Sim},
+    report::record_script,
+    sim::{Host, Schedule, Sim, TRACE_EVENTS_MAX},
     workload::{WorkloadSettings, random_workload},
 };
 
@@ -37,21 +38,41 @@ pub(super) fn seeds(
         let bench = Bench::new(&subject, seed);
         let done = script(&bench);
         work.runs += 1;
-        if let Err(mut broken) = done {
-            broken.what = format!("{}\n  replay: VAIO_SEED={seed}", broken.what);
-            let lab = Lab {
-                subject,
-                checks: crate::explore::Checks::default(),
-            };
-            return Said::Failed(Box::new(Found {
-                broken,
-                failure: None,
-                was: (0, 0),
-                lab,
-            }));
+        if let Err(broken) = done {
+            return Said::Failed(Box::new(found(&subject, seed, broken, &script)));
         }
     }
     Said::Passed(work)
+}
+
+/// What a script found, run once more with everything written down.
+fn found(
+    subject: &Arc<Subject>,
+    seed: u64,
+    broken: Broken,
+    script: impl Fn(&Bench) -> Result<(), Broken>,
+) -> Found {
+    let bench = Bench::new(subject, seed);
+    bench.sim.trace().start(TRACE_EVENTS_MAX);
+    let recording = script(&bench).err().map(|broken| {
+        Box::new(record_script(
+            subject,
+            "",
+            broken,
+            (&bench.rig, &bench.belief),
+        ))
+    });
+    Found {
+        broken,
+        failure: None,
+        was: (0, 0),
+        lab: Lab {
+            subject: Arc::clone(subject),
+            checks: crate::explore::Checks::default(),
+        },
+        seed: Some(seed),
+        recording,
+    }
 }
 
 impl Bench {
@@ -94,12 +115,17 @@ impl Bench {
     }
 
     pub(super) fn open(&self, host: &Host) -> Result<Disk, Broken> {
-        self.sim.run(self.rig.open(host))?.map_err(|error| {
+        let disk = self.sim.run(self.rig.open(host))?.map_err(|error| {
             Broken::new(
                 "open-failed",
                 format!("the disk does not open\n  {}", error.to_line()),
             )
-        })
+        })?;
+        let is_new = self.belief.oracle().history().ops().next().is_none();
+        if is_new && self.subject.shows_garbage_first() {
+            self.run(self.guest(&disk, 1).format())?;
+        }
+        Ok(disk)
     }
 
     pub(super) fn guest<'a>(&'a self, disk: &'a Disk, depth: usize) -> Guest<'a> {

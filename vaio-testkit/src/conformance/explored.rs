@@ -19,8 +19,10 @@ use crate::{
 pub(super) struct Explored {
     how: Runs,
     checks: Checks,
-    /// Rules that are tried one after the other, each from its first IO on and a few later.
+    /// What fails. A rule is tried at its first IO and at a few later ones.
     faults: Vec<FaultBelow>,
+    /// Whether it fails while a crash is recovered, not while the guest works.
+    in_recovery: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -49,8 +51,16 @@ impl Explored {
     pub(super) fn lab(&self, subject: &Subject) -> Lab {
         let mut lab = Lab::new(subject.clone());
         lab.checks = self.checks.clone();
-        lab.checks.faults.clone_from(&self.faults);
+        self.put(&mut lab, self.faults.clone());
         lab
+    }
+
+    fn put(&self, lab: &mut Lab, faults: Vec<FaultBelow>) {
+        if self.in_recovery {
+            lab.checks.recovery_faults = faults;
+        } else {
+            lab.checks.faults = faults;
+        }
     }
 
     pub(super) fn run(&self, subject: &Subject, name: &str, budget: &Budget) -> Said {
@@ -68,6 +78,8 @@ impl Explored {
                     failure: Some(failure),
                     was,
                     lab,
+                    seed: None,
+                    recording: None,
                 }));
             }
         }
@@ -75,7 +87,7 @@ impl Explored {
     }
 
     /// One lab, or one for each moment of a swept fault.
-    fn labs(&self, subject: &Subject) -> Vec<Lab> {
+    pub(super) fn labs(&self, subject: &Subject) -> Vec<Lab> {
         let lab = self.lab(subject);
         let [
             FaultBelow {
@@ -90,7 +102,7 @@ impl Explored {
             .map(|after| {
                 let mut lab = lab.clone();
                 let how = How::Rule(rule.after(after));
-                lab.checks.faults = vec![FaultBelow { on: *on, how }];
+                self.put(&mut lab, vec![FaultBelow { on: *on, how }]);
                 lab
             })
             .collect()
@@ -203,6 +215,7 @@ fn small(ops: &[GuestOp], len: usize, quick: u64) -> Explored {
             ..Checks::default()
         },
         faults: Vec::new(),
+        in_recovery: false,
     }
 }
 
@@ -220,6 +233,7 @@ fn large(quick: u64, crashes_max: u32) -> Explored {
             ..Checks::default()
         },
         faults: Vec::new(),
+        in_recovery: false,
     }
 }
 
@@ -369,13 +383,22 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
         ("crash", "pairs") => small(&[w(0, 1), w(1, 1), F, I], 3, 200).crashing(&[Tier::Pairs]),
         ("crash", "process_kill") => small(CRASH, 3, 350).killing(),
         ("crash", "any_moment") => small(&GuestOp::alphabet(4), 3, 400).crashing(USUAL),
-        ("crash", "several") => large(150, 5),
+        ("crash", "overwrites") => small(&[w(0, 1), fua(0, 1), F], 4, 900)
+            .depths(&[2], 12)
+            .crashing(USUAL),
+        ("crash", "fua_overwritten") => small(&[fua(0, 1), w(1, 1), w(0, 1)], 3, 2600)
+            .depths(&[2, 3], 64)
+            .crashing(USUAL)
+            .one_era(),
+        ("crash", "wraps") => small(&[w(0, 1), w(1, 1), F], 6, 900)
+            .depths(&[1, 2], 2)
+            .crashing(PLAIN),
         ("era2", "write_after_recovery") => small(&[w(0, 1), w(1, 1), F, I], 4, 350).crashing(&[
             Tier::None,
             Tier::All,
             Tier::KeepOne,
         ]),
-        ("era2", "long_runs") => large(150, 5),
+        ("crash", "several") | ("era2", "long_runs") => large(150, 5),
         ("era2", "kill_then_power") => small(&[w(0, 1), F, I, w(0, 2)], 4, 350).killing(),
         ("torn", "small_writes") => {
             small(&[w(0, 2), w(0, 3), F, I], 3, 300).crashing(&[Tier::Torn])
@@ -398,11 +421,17 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
 
 fn faults(group: &str, case: &str) -> Option<Explored> {
     let work = small(&[w(0, 1), F, I, r(0, 2), w(0, 2)], 3, 60).crashing(&[Tier::None, Tier::All]);
+    let once = Rule::once(Fault::Error);
     // All of them: write, a flush that fails, one that does not.
-    let flushes = small(&[w(0, 1), F, I], 3, 80)
+    let gate = small(&[w(0, 1), F, I], 4, 240)
         .depths(&[1], 1)
         .crashing(&[Tier::None, Tier::All]);
-    let once = Rule::once(Fault::Error);
+    let recovery = |kind| {
+        let ops = small(&[w(0, 1), F, I, w(0, 2)], 2, 60).crashing(&[Tier::None, Tier::All]);
+        let mut found = ops.rule(On::All, once.on(kind));
+        found.in_recovery = true;
+        found
+    };
     Some(match (group, case) {
         ("faults", "backing_read") => work.rule(On::Backing, once.on(OpKind::Read)),
         ("faults", "backing_write") => work.rule(On::Backing, once.on(OpKind::Write)),
@@ -417,8 +446,11 @@ fn faults(group: &str, case: &str) -> Option<Explored> {
         ("faults", "no_space") => work.rule(On::All, Rule::once(Fault::NoSpace)),
         ("faults", "latent") => large(60, 3).any_fault(On::All, &[Fault::Latent]),
         ("faults", "any") => large(120, 3).any_fault(On::All, &[Fault::Error, Fault::NoSpace]),
-        ("fsyncgate", "backing") => flushes.rule(On::Backing, once.on(OpKind::Flush)),
-        ("fsyncgate", "beside") => flushes.rule(On::Beside, once.on(OpKind::Flush)),
+        ("faults", "recovery_read") => recovery(OpKind::Read),
+        ("faults", "recovery_write") => recovery(OpKind::Write),
+        ("faults", "recovery_flush") => recovery(OpKind::Flush),
+        ("fsyncgate", "backing") => gate.rule(On::Backing, once.on(OpKind::Flush)),
+        ("fsyncgate", "beside") => gate.rule(On::Beside, once.on(OpKind::Flush)),
         _ => return None,
     })
 }

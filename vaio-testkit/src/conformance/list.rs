@@ -11,11 +11,11 @@ macro_rules! __vaio_cases {
             flush { covers_acked nothing_to_flush against_writes repeated }
             fua { durable_at_ack covers_itself mixed_with_plain }
             zero_discard { zeroes zeroes_survive discard discard_survives discard_against_write neighbours }
-            crash { none_kept all_kept acked_kept drop_one keep_one prefix pairs process_kill any_moment several }
+            crash { none_kept all_kept acked_kept drop_one keep_one prefix pairs process_kill overwrites fua_overwritten wraps any_moment several }
             era2 { write_after_recovery long_runs kill_then_power }
             torn { small_writes large_writes }
             recovery_crash { small_writes overwrites }
-            faults { backing_read backing_write backing_gone backing_stalls beside_read beside_write beside_gone no_space latent any }
+            faults { backing_read backing_write backing_gone backing_stalls beside_read beside_write beside_gone no_space latent any recovery_read recovery_write recovery_flush }
             fsyncgate { backing beside }
             dirty { never_under_reported across_crashes flush_to clean_after_close write_through }
             snapshot { quiesced held }
@@ -25,8 +25,8 @@ macro_rules! __vaio_cases {
             liveness { smallest_reserve everything_ends idle_ends stalls_below }
             determinism { same_run same_plan }
             ordered { cut_at_every_boundary cut_in_long_runs quiet_target_equals }
-            handover { planned in_flight }
-            failover { process_kill power_loss }
+            handover { planned io_in_flight fresh_devices stale_devices_return close_in_flight }
+            failover { process_kill power_loss devices_survive devices_lost devices_stale ghost_write two_owners old_host_returns double failback target_cut }
         }
     };
 }

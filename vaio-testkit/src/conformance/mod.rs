@@ -6,8 +6,9 @@
 
 mod bench;
 mod explored;
+mod hosts;
 mod list;
-mod quietly;
+pub(crate) mod quietly;
 mod scripted;
 
 use std::{env, fs, path::Path};
@@ -55,6 +56,10 @@ pub struct Found {
     pub was: (usize, usize),
     /// The lab it was found in.
     pub lab: Lab,
+    /// What replays it, where the case is a script.
+    pub seed: Option<u64>,
+    /// What the script did.
+    pub recording: Option<Box<report::Recording>>,
 }
 
 /// How much each case does, as a factor of what a pull request should wait for.
@@ -127,6 +132,9 @@ pub fn run_case(subject: &Subject, name: &str, budget: &Budget) -> Said {
     if let Some(why) = explored::skipped(subject, name) {
         return Said::Skipped(why);
     }
+    if let Some(case) = hosts::find(name) {
+        return hosts::run(case, subject, budget);
+    }
     if let Some(script) = scripted::find(name) {
         return script(subject, budget);
     }
@@ -145,15 +153,19 @@ pub fn check(subject: &Subject, name: &str, caller: &Caller) {
     let said = match saved_plans(name, caller)
         .into_iter()
         .find_map(|(path, plan)| {
-            let lab = lab_of(subject, name);
-            let failure = replay(&lab, &plan).failure?;
-            println!("{name}: {} fails again", path);
+            // Of a swept fault the plan does not say when it came.
+            let (failure, lab) = labs_of(subject, name)
+                .into_iter()
+                .find_map(|lab| Some((replay(&lab, &plan).failure?, lab)))?;
+            println!("{name}: {path} fails again");
             let was = (plan.ops(), plan.crashes());
             Some(Found {
                 broken: failure.broken.clone(),
                 failure: Some(failure),
                 was,
                 lab,
+                seed: None,
+                recording: None,
             })
         }) {
         Some(found) => Said::Failed(Box::new(found)),
@@ -179,6 +191,14 @@ pub fn check(subject: &Subject, name: &str, caller: &Caller) {
 /// The lab that a case's plans are replayed in.
 pub fn lab_of(subject: &Subject, name: &str) -> Lab {
     explored::find(name).map_or_else(|| Lab::new(subject.clone()), |case| case.lab(subject))
+}
+
+/// Every lab that a case's plans may have been found in.
+fn labs_of(subject: &Subject, name: &str) -> Vec<Lab> {
+    explored::find(name).map_or_else(
+        || vec![Lab::new(subject.clone())],
+        |case| case.labs(subject),
+    )
 }
 
 /// Regression plans of a case: `VAIO_PLAN`, else `vaio-regressions/*.vaio` beside the manifest.
@@ -224,10 +244,12 @@ mod tests {
     #[test]
     fn every_case_of_the_list_does_something() {
         for name in CASES {
-            assert!(
-                explored::find(name).is_some() != scripted::find(name).is_some(),
-                "{name}"
-            );
+            let known = [
+                explored::find(name).is_some(),
+                scripted::find(name).is_some(),
+                hosts::find(name).is_some(),
+            ];
+            assert_eq!(known.iter().filter(|is| **is).count(), 1, "{name}");
         }
         assert!(CASES.len() >= 80, "{}", CASES.len());
     }

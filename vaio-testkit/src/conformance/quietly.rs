@@ -7,9 +7,9 @@ thread_local! { static QUIET: Cell<bool> = const { Cell::new(false) }; }
 static HOOK: Once = Once::new();
 
 /// While it lives, panics of this thread print nothing.
-pub(super) struct Quiet(());
+pub(crate) struct Quiet(());
 
-pub(super) fn begin() -> Quiet {
+pub(crate) fn begin() -> Quiet {
     HOOK.call_once(|| {
         let usual = panic::take_hook();
         panic::set_hook(Box::new(move |info| {

@@ -8,6 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use futures::channel::oneshot;
 use vaio_core::{
     AllocationMap, BlockDevice, DeviceInfo, DiscardReads, Error, ErrorKind, Extent, Io, Op, OpKind,
     Reply, Result, Support,
@@ -17,9 +18,9 @@ use super::{
     fault::Fault,
     journal::{Fate, LowerIo},
     mutation::{Change, Moment, MutationId},
-    sim_disk::{Flying, SimDisk, State},
+    sim_disk::{Flying, HELD_UP, Shared, SimDisk, State},
 };
-use crate::{Family, Host};
+use crate::{Family, Host, Sim};
 
 /// Blocks that a device which ignores the ragged ends of a discard really gives up, in bytes.
 const DISCARD_GRAIN: u32 = 4096;
@@ -90,16 +91,7 @@ impl Handle {
         let block = extent.offset() / u64::from(state.media.info().logical_block);
         let mutation = change_of(state, &io.op, fault)
             .map(|change| state.media.submit(block, change, io.op.is_fua(), submitted));
-        let entry = state.journal.begin(LowerIo {
-            host: self.host.name().to_owned(),
-            op,
-            extent,
-            is_fua: io.op.is_fua(),
-            mutation,
-            submitted: (shared.sim.now(), submitted),
-            ended: None,
-            fate: Fate::InFlight,
-        });
+        let entry = self.note_begun(state, io, mutation, submitted);
         state.last_ticket += 1;
         let ticket = state.last_ticket;
         let (host, epoch) = (self.host.clone(), self.epoch);
@@ -118,6 +110,30 @@ impl Handle {
             mutation,
             fault,
         })
+    }
+
+    /// The trace puts the IO into its place among all that happens; the journal knows the rest.
+    fn note_begun(
+        &self,
+        state: &mut State,
+        io: &Io,
+        mutation: Option<MutationId>,
+        submitted: Moment,
+    ) -> u64 {
+        let Shared { sim, name, .. } = &*self.disk.0;
+        let entry = state.journal.begin(LowerIo {
+            host: self.host.name().to_owned(),
+            op: io.op.kind(),
+            extent: io.op.extent(),
+            is_fua: io.op.is_fua(),
+            mutation,
+            submitted: (sim.now(), submitted),
+            ended: None,
+            fate: Fate::InFlight,
+            data: written(&io.op).filter(|_| sim.trace().is_on()),
+        });
+        sim.note(Some(&self.host), "submit", entry, || name.clone());
+        entry
     }
 }
 
@@ -150,6 +166,16 @@ fn finish(disk: &SimDisk, op: &Op, started: &Started) -> Option<Result<Reply>> {
     state
         .journal
         .end(flying.entry, (shared.sim.now(), at), result.is_ok());
+    if let Ok(Reply::Data(data)) = &result
+        && shared.sim.trace().is_on()
+    {
+        state.journal.returned(flying.entry, data);
+    }
+    let kind = if result.is_ok() { "done" } else { "failed" };
+    let name = || shared.name.clone();
+    shared
+        .sim
+        .note(Some(&flying.host), kind, flying.entry, name);
     Some(result)
 }
 
@@ -305,6 +331,13 @@ fn change_of(state: &State, op: &Op, fault: Option<Fault>) -> Option<Change> {
     }
 }
 
+fn written(op: &Op) -> Option<Bytes> {
+    match op {
+        Op::Write { data, .. } => Some(data.clone()),
+        _ => None,
+    }
+}
+
 /// The data, with the second half of its last block as it was.
 fn shorn(state: &State, block: u64, data: &Bytes) -> Bytes {
     let len = state.media.info().logical_block as usize;
@@ -338,6 +371,20 @@ fn misfit(info: &DeviceInfo, op: &Op) -> Option<&'static str> {
     }
 }
 
+/// Something on the way to shared storage holds an IO up: it happens all the same, long after.
+async fn held_up(sim: &Sim, name: String, land: impl FnOnce() + Send + 'static) {
+    let (done, landed) = oneshot::channel();
+    let world = sim.clone();
+    sim.spawn("disk.held-up", async move {
+        world.sleep(HELD_UP).await;
+        world.event_with(None, &name, land).detach().await;
+        // Whoever waited may be dead.
+        let _ = done.send(());
+    });
+    // It is only dropped with the world.
+    let _ = landed.await;
+}
+
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl BlockDevice for Handle {
@@ -349,7 +396,10 @@ impl BlockDevice for Handle {
         if self.is_dead() {
             return pending().await;
         }
-        let started = self.begin(&io)?;
+        let started = self.begin(&io).inspect_err(|error| {
+            let sim = &self.disk.0.sim;
+            sim.note(Some(&self.host), "refused", 0, || error.to_line());
+        })?;
         let shared = Arc::clone(&self.disk.0);
         match started.fault {
             Some(Fault::Stall(time)) => shared.sim.sleep(time).await,
@@ -365,12 +415,16 @@ impl BlockDevice for Handle {
         let answer = Arc::new(Mutex::new(None));
         let name = shared.fault_name(io.op.kind());
         let (disk, slot) = (self.disk.clone(), Arc::clone(&answer));
-        // Of no host, and detached: it happens whether or not the process lives to see it.
-        let event = shared.sim.event_with(None, name, move || {
+        let land = move || {
             let result = finish(&disk, &io.op, &started);
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = result;
-        });
-        event.detach().await;
+        };
+        if shared.holds_up() {
+            held_up(&shared.sim, name.to_owned(), land).await;
+        } else {
+            // Of no host, and detached: it happens whether or not the process lives to see it.
+            shared.sim.event_with(None, name, land).detach().await;
+        }
         let result = answer.lock().unwrap_or_else(PoisonError::into_inner).take();
         match result {
             _ if self.is_dead() => pending().await,

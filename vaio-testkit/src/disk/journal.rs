@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, fmt};
 
+use bytes::Bytes;
 use vaio_core::{Extent, Instant, OpKind};
 
 use super::{
@@ -61,6 +62,9 @@ pub struct LowerIo {
     pub ended: Option<(Instant, Moment)>,
     /// What became of it.
     pub fate: Fate,
+    /// What a write wrote and a read returned. Kept while the world's trace keeps a list; else
+    /// `None`.
+    pub data: Option<Bytes>,
 }
 
 /// The latest IOs of a disk, oldest first.
@@ -91,19 +95,33 @@ impl Journal {
         self.forgotten + self.ios.len() as u64 - 1
     }
 
+    /// The IO of this number; `None` if it was forgotten.
+    pub fn get(&self, number: u64) -> Option<&LowerIo> {
+        let at = number.checked_sub(self.forgotten)?;
+        self.ios.get(usize::try_from(at).ok()?)
+    }
+
+    fn get_mut(&mut self, number: u64) -> Option<&mut LowerIo> {
+        let at = number.checked_sub(self.forgotten)?;
+        self.ios.get_mut(usize::try_from(at).ok()?)
+    }
+
     pub(super) fn end(&mut self, number: u64, at: (Instant, Moment), is_ok: bool) {
-        let Some(io) = number
-            .checked_sub(self.forgotten)
-            .and_then(|at| self.ios.get_mut(usize::try_from(at).ok()?))
-        else {
-            return;
-        };
-        io.ended = Some(at);
-        io.fate = if is_ok { Fate::Acked } else { Fate::Failed };
+        if let Some(io) = self.get_mut(number) {
+            io.ended = Some(at);
+            io.fate = if is_ok { Fate::Acked } else { Fate::Failed };
+        }
+    }
+
+    /// What a read returned.
+    pub(super) fn returned(&mut self, number: u64, data: &Bytes) {
+        if let Some(io) = self.get_mut(number) {
+            io.data = Some(data.clone());
+        }
     }
 
     /// Power is lost: of these pending mutations, each with its number of blocks, `kept` survive.
-    pub(super) fn crash(&mut self, pending: &[(MutationId, u64)], kept: Option<&Survivors>) {
+    pub(crate) fn crash(&mut self, pending: &[(MutationId, u64)], kept: Option<&Survivors>) {
         for io in &mut self.ios {
             let Some(id) = io.mutation else { continue };
             let Ok(at) = pending.binary_search_by_key(&id, |(id, _)| *id) else {

@@ -23,7 +23,7 @@ pub use image::{Content, Data, Fill, Image};
 pub use journal::{Fate, JOURNAL_MAX, Journal, LowerIo};
 pub use mutation::{Change, ChangeKind, End, Moment, Mutation, MutationId};
 pub use sidecar::{SidecarSnapshot, SimDevices, SimSidecar};
-pub use sim_disk::{FINDINGS_MAX, Moments, SimDisk};
+pub use sim_disk::{FINDINGS_MAX, HELD_UP, Moments, SimDisk};
 pub use spec::{CrashSpec, Piece, Survivors};
 pub use tier::{EXHAUSTIVE_MAX, PAIRS_MAX, Tier};
 

@@ -15,6 +15,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use vaio_core::{BlockDevice, OpKind, sync::Notify};
@@ -32,6 +33,12 @@ use crate::{Family, Host, Sim};
 
 /// Findings that one disk keeps; the first ones matter.
 pub const FINDINGS_MAX: usize = 64;
+
+/// How long an IO to [shared](SimDisk::shared) storage may be held up on its way: longer than a
+/// cluster waits before it declares a host dead.
+pub const HELD_UP: Duration = Duration::from_secs(90);
+/// One IO in so many is held up on a tape that draws uniformly.
+const HELD_UP_ONE_IN: u32 = 32;
 
 /// Numbers the events of a run, so that moments of several disks compare. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -117,7 +124,7 @@ impl SimDisk {
     }
 
     /// Makes it a disk that several hosts reach: IO of a dead host may land until that host is
-    /// fenced, however late.
+    /// fenced, however late, and any IO may be [held up](HELD_UP) on its way.
     #[must_use]
     pub fn shared(self) -> Self {
         self.0.lock().is_shared = true;
@@ -281,6 +288,15 @@ impl Shared {
         } else {
             state.media.abandon(id);
         }
+    }
+
+    /// Whether an IO is held up on its way: on shared storage only, as the tape says.
+    pub(super) fn holds_up(&self) -> bool {
+        if !self.lock().is_shared {
+            return false;
+        }
+        let name = format!("{}.held-up", self.name);
+        self.sim.tape().choose(HELD_UP_ONE_IN, Family::Net, &name) == 1
     }
 
     pub(super) fn fault_name(&self, op: OpKind) -> &str {

@@ -14,6 +14,8 @@ pub struct Broken {
     pub rule: String,
     /// What was seen, what was legal, and why; several lines.
     pub what: String,
+    /// The block that it is about, where it is about one.
+    pub block: Option<u64>,
 }
 
 impl Broken {
@@ -22,7 +24,15 @@ impl Broken {
         Self {
             rule: rule.into(),
             what: what.into(),
+            block: None,
         }
+    }
+
+    /// The same, about this block.
+    #[must_use]
+    pub fn about(mut self, block: u64) -> Self {
+        self.block = Some(block);
+        self
     }
 }
 
@@ -34,7 +44,7 @@ impl fmt::Display for Broken {
 
 impl From<Violation> for Broken {
     fn from(violation: Violation) -> Self {
-        Self::new(violation.rule().name(), violation.to_string())
+        Self::new(violation.rule().name(), violation.to_string()).about(violation.block())
     }
 }
 

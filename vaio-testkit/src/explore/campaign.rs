@@ -89,15 +89,15 @@ impl Verdict {
             return false;
         };
         self.found = Some(Box::new(failure.plan.clone()));
-        self.failure = Some(smallest(lab, failure, effort.tries_max));
+        self.failure = Some(smallest(lab, &failure, effort.tries_max));
         true
     }
 }
 
 /// The smallest failure of the same rule that shrinking finds.
-pub fn smallest(lab: &Lab, failure: Box<Failure>, tries_max: usize) -> Box<Failure> {
+pub fn smallest(lab: &Lab, failure: &Failure, tries_max: usize) -> Box<Failure> {
     let rule = failure.broken.rule.clone();
-    let mut best = failure.clone();
+    let mut best = Box::new(failure.clone());
     shrink(failure.plan.clone(), tries_max, |plan| {
         let failed = replay(lab, plan)
             .failure

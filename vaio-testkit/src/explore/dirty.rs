@@ -32,7 +32,8 @@ pub(super) fn check(lab: &Lab, disk: &Disk, rig: &Rig, belief: &Belief) -> Resul
                     "block {block} is not reported dirty, and the lower device does not have it\n  \
                      lower device: {value:?}\n  reported dirty: {dirty:?}"
                 ),
-            ));
+            )
+            .about(block));
         }
     }
     Ok(())

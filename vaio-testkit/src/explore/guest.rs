@@ -108,6 +108,22 @@ impl Guest<'_> {
         Ok(())
     }
 
+    /// Writes zeroes everywhere and flushes: for a disk that shows garbage at first.
+    ///
+    /// # Errors
+    /// A promise was broken.
+    pub async fn format(&self) -> Result<(), Broken> {
+        let count = self.belief.oracle().settings().blocks;
+        self.submit(GuestOp::WriteZeroes {
+            block: 0,
+            count,
+            may_unmap: false,
+            fua: false,
+        })
+        .await?;
+        self.submit(GuestOp::Flush).await
+    }
+
     async fn one(&self, op: GuestOp) -> Result<(), Broken> {
         // When the guest comes is for the simulator to say: before, after or between whatever else
         // may happen.
@@ -121,6 +137,7 @@ impl Guest<'_> {
     /// A promise was broken.
     pub async fn submit(&self, op: GuestOp) -> Result<(), Broken> {
         if op == GuestOp::Idle {
+            self.sim.note(None, "step", 0, || "idle".to_owned());
             self.sim.sleep(IDLE).await;
             return Ok(());
         }
@@ -159,14 +176,26 @@ impl Guest<'_> {
             }
             Ok(_) => Outcome::Ok,
             Err(error) if self.on_error == OnError::Broken => {
+                self.sim.note(None, "ack", u64::from(id.0), || {
+                    format!("{id} {op}: {said}")
+                });
+                self.sim.note(None, "illegal", u64::from(id.0), String::new);
                 return Err(Broken::new("error", unexpected(id, op, &error)));
             }
             Err(_) => Outcome::Err,
         };
         self.sim.note(None, "ack", u64::from(id.0), || {
-            format!("{id} {op}: {said}")
+            let read = match &outcome {
+                Outcome::Read(values) => labels(op.blocks().start, values),
+                _ => String::new(),
+            };
+            format!("{id} {op}: {said}{read}")
         });
-        self.belief.oracle().ack(id, outcome)?;
+        let legal = self.belief.oracle().ack(id, outcome);
+        if let Err(violation) = legal {
+            self.sim.note(None, "illegal", u64::from(id.0), String::new);
+            return Err(violation.into());
+        }
         self.sim.boundary("ack");
         let is_quiet = self.belief.oracle().in_flight().is_empty();
         match self.when_quiet {
@@ -174,6 +203,14 @@ impl Guest<'_> {
             _ => Ok(()),
         }
     }
+}
+
+fn labels(block: u64, values: &[Value]) -> String {
+    let labels: Vec<_> = (block..)
+        .zip(values)
+        .map(|(block, value)| value.label(block))
+        .collect();
+    format!(" = {}", labels.join(", "))
 }
 
 fn unexpected(id: OpId, op: &GuestOp, error: &vaio_core::Error) -> String {
@@ -184,6 +221,7 @@ fn unexpected(id: OpId, op: &GuestOp, error: &vaio_core::Error) -> String {
 }
 
 /// The IO of an operation; `stamps`: what a write carries, one per block.
+#[expect(clippy::missing_panics_doc, reason = "a block is a few kilobytes")]
 pub fn io_of(op: &GuestOp, stamps: &[Stamp], block: u64) -> Io {
     let blocks = op.blocks();
     let extent = Extent::new(blocks.start * block, (blocks.end - blocks.start) * block);

@@ -30,6 +30,7 @@ pub use broken::Broken;
 pub use guest::{Belief, Guest, IDLE, Look, OnError, io_of};
 pub use plan::{Crash, CrashKind, Era, Plan, PlanError};
 pub use rig::{BACKING, Rig, RigSnapshot, limits};
+pub(crate) use run::recorded_in;
 pub use run::{Failure, Ran, replay, run, run_in};
 pub use shrink::{Shrunk, TRIES_MAX, shrink};
 pub use state::{Left, State};
@@ -64,6 +65,9 @@ pub struct Checks {
     pub ordered: bool,
     /// What fails below; empty: nothing. Where something may fail, errors are honest.
     pub faults: Vec<FaultBelow>,
+    /// What fails below while a crash state is recovered: it may keep the disk from opening, and
+    /// may not make it forget.
+    pub recovery_faults: Vec<FaultBelow>,
 }
 
 impl Default for Checks {
@@ -78,6 +82,7 @@ impl Default for Checks {
             dirty: false,
             ordered: true,
             faults: Vec::new(),
+            recovery_faults: Vec::new(),
         }
     }
 }
@@ -139,30 +144,30 @@ impl Lab {
         }
     }
 
-    /// Makes the disks fail as the checks say.
-    fn set_faults(&self, rig: &Rig) {
-        let (backing, beside) = rig.disks().split_at(1);
-        for fault in &self.checks.faults {
-            let set = |disk: &SimDisk| {
-                disk.faults(|faults| match &fault.how {
-                    How::Rule(rule) => faults.add(*rule),
-                    How::Tape(kinds) => faults.allow(kinds, None),
-                });
-            };
-            if fault.on != On::Beside {
-                backing.iter().for_each(set);
-            }
-            if fault.on != On::Backing {
-                beside.iter().for_each(set);
-            }
-        }
-    }
-
     /// Looks at an open disk that is quiet and whose content the guest has just read.
     fn look(&self, disk: &Disk, rig: &Rig, belief: &Belief) -> Result<(), Broken> {
         if self.checks.dirty {
             dirty::check(self, disk, rig, belief)?;
         }
         Ok(())
+    }
+}
+
+/// Makes the disks fail as the checks say.
+fn set_faults(rig: &Rig, faults: &[FaultBelow]) {
+    let (backing, beside) = rig.disks().split_at(1);
+    for fault in faults {
+        let set = |disk: &SimDisk| {
+            disk.faults(|faults| match &fault.how {
+                How::Rule(rule) => faults.add(*rule),
+                How::Tape(kinds) => faults.allow(kinds, None),
+            });
+        };
+        if fault.on != On::Beside {
+            backing.iter().for_each(set);
+        }
+        if fault.on != On::Backing {
+            beside.iter().for_each(set);
+        }
     }
 }

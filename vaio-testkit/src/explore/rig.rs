@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use vaio_core::{Disk, DiskSettings, Error, FilterRegistry, Policy, Rt};
+use vaio_core::{DeviceProvider, Disk, DiskSettings, Error, FilterRegistry, Policy, Rt};
 
 use crate::{
     Scale, Subject,
@@ -100,18 +100,33 @@ impl Rig {
     /// # Errors
     /// As opening a disk.
     pub async fn open(&self, host: &Host) -> Result<Disk, Error> {
+        self.sim.note(Some(host), "step", 1, || "open".to_owned());
         let rt: Rt = host.rt();
         let beside = self.disks[1..].iter().cloned();
         let spec = self.subject.spec().clone();
         let registry = FilterRegistry::default().with_shared(self.subject.factory(self.scale));
-        Disk::builder(self.disks[0].handle(host), rt)
+        let devices = SimDevices::new(host, beside);
+        let mut lower = self.disks[0].handle(host);
+        let devices: Arc<dyn DeviceProvider> = match self.subject.taps(host) {
+            None => Arc::new(devices),
+            Some(taps) => {
+                lower = taps.device(BACKING, lower);
+                Arc::new(taps.devices(devices))
+            }
+        };
+        let opened = Disk::builder(lower, rt)
             .name("disk")
             .settings(patient())
             .sidecar(self.sidecar.handle(host))
-            .devices(Arc::new(SimDevices::new(host, beside)))
+            .devices(devices)
             .policy(Policy::empty().with(spec), registry)
             .open()
-            .await
+            .await;
+        self.sim.note(Some(host), "step", 2, || match &opened {
+            Ok(_) => "is open".to_owned(),
+            Err(error) => format!("does not open: {}", error.to_line()),
+        });
+        opened
     }
 
     /// What all media hold now.
@@ -127,6 +142,7 @@ impl Rig {
         let point = self.snapshot().crash_point(&self.names());
         let case = pick(&point);
         let spec = point.spec(&case);
+        self.sim.note(None, "power", case.hash, || spec.to_string());
         for (disk, image) in self.disks.iter().zip(point.images(&case)) {
             disk.lose_power(image, spec.of(disk.name()));
         }

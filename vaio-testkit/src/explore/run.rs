@@ -6,12 +6,12 @@ use vaio_core::Disk;
 use super::{
     BACKING, Belief, Broken, Crash, CrashKind, Guest, Lab, OnError, Plan, Rig,
     rig::limits,
-    watch::{Found, Seen, Watch, Work, values_of},
+    watch::{Found, Last, Seen, Watch, Work, values_of},
 };
 use crate::{
     Family, GuestOp, Tape,
     disk::{Fill, Tier},
-    oracle::{Oracle, OracleSettings},
+    oracle::{Oracle, OracleSettings, Outcome},
     sim::{Host, Sim},
 };
 
@@ -56,6 +56,20 @@ pub fn run(lab: &Lab, plan: &Plan, tape: &Tape, seen: &mut Seen) -> Ran {
 
 /// As [`run`], in a world that the caller looks at.
 pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
+    recorded_in(lab, plan, sim, seen).ran
+}
+
+/// A run, and what is left of its world: what a report needs beside the trace.
+pub(crate) struct Recorded {
+    pub(crate) ran: Ran,
+    pub(crate) rig: Rig,
+    pub(crate) belief: Belief,
+    /// The crash that showed the failure, if it needed one.
+    pub(crate) last: Option<Last>,
+}
+
+/// As [`run_in`], with what is left of the world.
+pub(crate) fn recorded_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Recorded {
     sim.set_limits(limits());
     let rig = Rig::new(sim, &lab.subject, plan.scale, plan.blocks, Fill::Zero);
     let descriptor = lab.subject.descriptor();
@@ -85,12 +99,19 @@ pub fn run_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) -> Ran {
     let (found, mut work, known) = watch.take();
     *seen = known;
     work.runs = 1;
+    let last = found.as_ref().map(|found| Last::clone(&found.last));
     let failure = failure_of(plan, sim, result, found);
-    Ran {
+    let ran = Ran {
         failure: failure.map(Box::new),
         work,
         hash: sim.trace().hash(),
         marks: sim.marks(),
+    };
+    Recorded {
+        ran,
+        rig,
+        belief,
+        last,
     }
 }
 
@@ -143,7 +164,7 @@ impl Run<'_> {
             let explores = number == last;
             let after = era.crash.as_ref().map(|crash| crash.after);
             let broken_off = self.watch.era(&host, after, explores);
-            let work = self.era(&host, &era.ops, number > 0, explores);
+            let work = self.era(&host, &era.ops, number == 0, explores);
             let ended = self.sim.run(async {
                 // First whether it was broken off: what a dead host's calls answer means nothing.
                 match select(broken_off, std::pin::pin!(work)).await {
@@ -171,9 +192,10 @@ impl Run<'_> {
         &self,
         host: &Host,
         ops: &[GuestOp],
-        after_crash: bool,
+        is_first: bool,
         is_last: bool,
     ) -> Result<Disk, Broken> {
+        let after_crash = !is_first;
         let mut opened = self.rig.open(host).await;
         if opened.is_err() && !self.lab.checks.faults.is_empty() {
             // A fault may keep a disk from opening, but not for longer than it lasts.
@@ -192,9 +214,14 @@ impl Run<'_> {
             )
         })?;
         if !after_crash {
-            self.lab.set_faults(self.rig);
+            super::set_faults(self.rig, &self.lab.checks.faults);
         }
         let guest = self.guest(&disk);
+        if is_first && self.lab.subject.shows_garbage_first() {
+            self.watch.look_away(true);
+            guest.format().await?;
+            self.watch.look_away(false);
+        }
         if after_crash {
             guest.read_all().await?;
             self.lab.look(&disk, self.rig, self.belief)?;
@@ -247,6 +274,8 @@ impl Run<'_> {
                 cases.pop().expect("one random image")
             }),
             CrashKind::Kill => {
+                self.sim
+                    .note(None, "killed", 0, || "the process is killed".to_owned());
                 for disk in self.rig.disks() {
                     disk.settle();
                 }
@@ -266,11 +295,21 @@ impl Run<'_> {
             host.kill();
             return Ok(());
         }
+        // A filter that says that the lower device is behind (a mirror that lost a side) is believed
+        // after faults; without any, nothing may be behind.
+        let is_behind = !self.lab.checks.faults.is_empty()
+            && disk
+                .state()
+                .layers
+                .iter()
+                .any(|layer| layer.filter.problem.is_some());
+        self.sim.note(None, "step", 3, || "close".to_owned());
         let closed = self.sim.run(disk.close())?;
         self.watch.end();
         drop(disk);
         host.kill();
         match closed {
+            Ok(()) if is_behind => {}
             Ok(()) => self.closed_clean()?,
             // What a fault did to the filter may keep it from closing clean; nothing is lost.
             Err(_) if !self.lab.checks.faults.is_empty() => self.belief.oracle().crash(),
@@ -326,12 +365,19 @@ impl Run<'_> {
             .snapshot();
         let values = values_of(backing.durable(), self.plan.blocks);
         let mut oracle = self.belief.oracle().clone();
+        if !self.lab.checks.faults.is_empty() {
+            // What a failed flush lost is lost; the last one, of the close, covers the rest.
+            let flush = oracle.submit(&GuestOp::Flush);
+            oracle.ack(flush, Outcome::Ok)?;
+            oracle.crash();
+        }
         for (block, value) in (0..).zip(values) {
             oracle.observe(block, value).map_err(|violation| {
                 Broken::new(
                     "close-lost",
                     format!("after a clean close the lower device alone\n{violation}"),
                 )
+                .about(block)
             })?;
         }
         Ok(())

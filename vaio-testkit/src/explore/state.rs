@@ -56,35 +56,51 @@ impl State {
     /// # Errors
     /// A promise was broken.
     pub fn check_in(self, lab: &Lab, sim: &Sim) -> Result<u64, Broken> {
+        self.recorded_in(lab, sim).0
+    }
+
+    /// As [`check_in`](Self::check_in), with what is left of the world.
+    pub(crate) fn recorded_in(self, lab: &Lab, sim: &Sim) -> (Result<u64, Broken>, Rig, Belief) {
         sim.set_limits(limits());
         let subject = &lab.subject;
         let rig = match self.left {
             Left::Images(images) => Rig::of_images(sim, subject, self.scale, images, self.sidecar),
             Left::Media(media) => Rig::of_media(sim, subject, self.scale, media, self.sidecar),
         };
-        let before = lab.checks.recovery_crash.then(|| self.oracle.clone());
         let belief = Belief::new(self.oracle);
-        let seen = before.is_some().then(|| watch_recovery(sim, &rig));
-        let host = sim.host("recovery");
-        let disk = open(sim, &rig, &host)?;
-        if let Some(seen) = &seen {
-            seen.lock().is_over = true;
-        }
-        let guest = guest(sim, &disk, &belief);
-        run(sim, guest.read_all())?;
-        lab.look(&disk, &rig, &belief)?;
-        let mut states = 1;
-        if lab.checks.second_era {
-            second_era(lab, sim, &rig, &belief, (host, disk), self.variant)?;
-            states += 1;
-        } else {
-            host.kill();
-        }
-        if let (Some(oracle), Some(seen)) = (before, seen) {
-            states += crashes_in_recovery(lab, &oracle, self.scale, &seen)?;
-        }
-        Ok(states)
+        let checked = recover(lab, sim, &rig, &belief, self.scale, self.variant);
+        (checked, rig, belief)
     }
+}
+
+fn recover(
+    lab: &Lab,
+    sim: &Sim,
+    rig: &Rig,
+    belief: &Belief,
+    scale: Scale,
+    variant: u64,
+) -> Result<u64, Broken> {
+    let before = lab.checks.recovery_crash.then(|| belief.oracle().clone());
+    let seen = before.is_some().then(|| watch_recovery(sim, rig));
+    let (host, disk) = reopened(lab, sim, rig)?;
+    if let Some(seen) = &seen {
+        seen.lock().is_over = true;
+    }
+    let guest = guest(sim, &disk, belief);
+    run(sim, guest.read_all())?;
+    lab.look(&disk, rig, belief)?;
+    let mut states = 1;
+    if lab.checks.second_era {
+        second_era(lab, sim, rig, belief, (host, disk), variant)?;
+        states += 1;
+    } else {
+        host.kill();
+    }
+    if let (Some(oracle), Some(seen)) = (before, seen) {
+        states += crashes_in_recovery(lab, &oracle, scale, &seen)?;
+    }
+    Ok(states)
 }
 
 /// One write somewhere, a flush, power loss of everything that was not durable, and a second
@@ -133,6 +149,28 @@ fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
         on_error: OnError::Broken,
         when_quiet: None,
     }
+}
+
+/// Opens what a crash left. Where something fails below it may take a second attempt, without.
+fn reopened(lab: &Lab, sim: &Sim, rig: &Rig) -> Result<(Host, Disk), Broken> {
+    let host = sim.host("recovery");
+    if lab.checks.recovery_faults.is_empty() {
+        let disk = open(sim, rig, &host)?;
+        return Ok((host, disk));
+    }
+    super::set_faults(rig, &lab.checks.recovery_faults);
+    let first = open(sim, rig, &host);
+    for disk in rig.disks() {
+        disk.quiet();
+        disk.restore();
+    }
+    if let Ok(disk) = first {
+        return Ok((host, disk));
+    }
+    host.kill();
+    let host = sim.host("recovery-again");
+    let disk = open(sim, rig, &host)?;
+    Ok((host, disk))
 }
 
 fn open(sim: &Sim, rig: &Rig, host: &Host) -> Result<Disk, Broken> {

@@ -8,7 +8,7 @@ use std::{
 
 use futures::channel::oneshot;
 
-use super::{Belief, Broken, CrashKind, Lab, Rig, State, state::Left};
+use super::{Belief, Broken, CrashKind, Lab, Rig, RigSnapshot, State, state::Left};
 use crate::{
     Scale,
     disk::{CrashSpec, Image, Landing, Media, Tier},
@@ -50,6 +50,18 @@ pub(super) struct Found {
     pub(super) kind: CrashKind,
     pub(super) spec: Option<CrashSpec>,
     pub(super) boundary: u32,
+    pub(super) last: Box<Last>,
+}
+
+/// The crash that a failure needed, for its report.
+#[derive(Clone, Debug)]
+pub(crate) struct Last {
+    /// What was on the media before it.
+    pub(crate) before: RigSnapshot,
+    /// What it left; `None` if nothing was recovered to find the failure.
+    pub(crate) state: Option<State>,
+    /// What a kill did to what was in flight.
+    pub(crate) landing: Option<Landing>,
 }
 
 /// The crash that the plan says ends an era.
@@ -70,6 +82,7 @@ struct Inner {
     boundary: u32,
     due: Option<Due>,
     explores: bool,
+    is_away: bool,
     signal: Option<oneshot::Sender<()>>,
     seen: Seen,
     found: Option<Found>,
@@ -86,6 +99,7 @@ impl Watch {
             boundary: 0,
             due: None,
             explores: false,
+            is_away: false,
             signal: None,
             seen,
             found: None,
@@ -116,6 +130,11 @@ impl Watch {
         broken_off
     }
 
+    /// Looks away, or looks again.
+    pub(super) fn look_away(&self, is_away: bool) {
+        self.lock().is_away = is_away;
+    }
+
     /// Looks no more.
     pub(super) fn end(&self) {
         let mut inner = self.lock();
@@ -132,6 +151,9 @@ impl Watch {
     /// A completion below, or an answer to the guest.
     pub(super) fn boundary(&self) {
         let mut inner = self.lock();
+        if inner.is_away {
+            return;
+        }
         inner.boundary += 1;
         inner.work.boundaries += 1;
         if inner
@@ -148,6 +170,8 @@ impl Watch {
         if inner.explores && inner.found.is_none() {
             let found = inner.explore().err();
             if found.is_some() {
+                let boundary = u64::from(inner.boundary);
+                inner.rig.sim().note(None, "found", boundary, String::new);
                 inner.found = found;
                 inner.break_off();
             }
@@ -183,6 +207,11 @@ impl Inner {
             kind,
             spec,
             boundary: self.boundary,
+            last: Box::new(Last {
+                before: self.rig.snapshot(),
+                state: None,
+                landing: None,
+            }),
         }
     }
 
@@ -206,7 +235,10 @@ impl Inner {
                 );
                 let checked = state.check(&self.lab);
                 self.work.states += checked.map_err(|broken| {
-                    self.found(broken, CrashKind::Power, Some(point.spec(&case)))
+                    let mut found = self.found(broken, CrashKind::Power, Some(point.spec(&case)));
+                    let left = Left::Images(point.images(&case));
+                    found.last.state = Some(self.state(left, sidecar.clone(), case.hash));
+                    found
                 })?;
             }
         }
@@ -235,10 +267,14 @@ impl Inner {
                 if !self.seen.0.insert(mix(live, !hash_of(sidecar.as_deref()))) {
                     continue;
                 }
-                let state = self.state(Left::Media(media.clone()), sidecar, live);
-                let checked = state.check(&self.lab);
-                self.work.states +=
-                    checked.map_err(|broken| self.found(broken, CrashKind::Kill, None))?;
+                let state = |sidecar| self.state(Left::Media(media.clone()), sidecar, live);
+                let checked = state(sidecar.clone()).check(&self.lab);
+                self.work.states += checked.map_err(|broken| {
+                    let mut found = self.found(broken, CrashKind::Kill, None);
+                    found.last.state = Some(state(sidecar));
+                    found.last.landing = Some(landing);
+                    found
+                })?;
             }
         }
         Ok(())

@@ -29,6 +29,7 @@ use legal::Durability;
 pub use legal::LegalSet;
 use live::ReadSpan;
 pub use ordered::{Cut, OrderedCheck};
+pub(crate) use violation::promise_name;
 pub use violation::{Rule, Violation};
 
 use crate::stamp::{Stamp, Value};

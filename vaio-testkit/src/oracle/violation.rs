@@ -120,7 +120,7 @@ impl Violation {
 }
 
 /// The promise as a reader of a report knows it.
-pub(super) fn promise_name(promise: Promise) -> &'static str {
+pub(crate) fn promise_name(promise: Promise) -> &'static str {
     match promise {
         Promise::AtFlush => "durable at flush",
         Promise::AtAck => "durable at ack",

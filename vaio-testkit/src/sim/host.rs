@@ -188,10 +188,12 @@ impl HostCell {
 
 impl Runtime for HostCell {
     fn now(&self) -> Instant {
+        self.shared.call();
         self.shared.now()
     }
 
     fn wall(&self) -> WallTime {
+        self.shared.call();
         let wall = WALL_START.saturating_add(self.shared.now_nanos());
         WallTime(wall.saturating_add_signed(self.skew.load(Relaxed)))
     }
@@ -239,6 +241,7 @@ impl Runtime for HostCell {
     }
 
     fn buggify(&self, point: &'static str) -> bool {
+        self.shared.call();
         let is_hit = self.shared.tape.flip(Family::Kick, point);
         if is_hit {
             self.shared.mark(&self.name, "buggify", point);
@@ -247,6 +250,7 @@ impl Runtime for HostCell {
     }
 
     fn probe(&self, point: &'static str) {
+        self.shared.call();
         self.shared.mark(&self.name, "probe", point);
     }
 }

@@ -107,6 +107,7 @@ impl Sim {
             trace: Trace::of(tape.clone()),
             tape,
             now: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
             thread: AtomicUsize::new(this_thread()),
             core: Mutex::new(Core::new(schedule)),
             observers: Mutex::default(),

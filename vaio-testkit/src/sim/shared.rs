@@ -26,10 +26,15 @@ use crate::tape::{Family, Tape};
 
 pub(super) type Observer = Box<dyn FnMut(&Boundary<'_>) + Send>;
 
+/// Calls of runtimes within one poll of a task before it counts as spinning.
+const CALLS_MAX: u64 = 1_000_000;
+
 pub(crate) struct Shared {
     pub(super) tape: Tape,
     pub(super) trace: Trace,
     pub(super) now: AtomicU64,
+    /// Calls of runtimes since a task was last polled.
+    pub(super) calls: AtomicU64,
     /// The thread that may wake tasks.
     pub(super) thread: AtomicUsize,
     pub(super) core: Mutex<Core>,
@@ -258,10 +263,24 @@ impl Shared {
     }
 
     pub(super) fn record_poll(&self, task: u32) {
+        self.calls.store(0, Relaxed);
         if self.trace.is_on() {
             let host = self.lock().name_of(task).host;
             self.record(host.as_ref(), "poll", u64::from(task), String::new);
         }
+    }
+
+    /// Counts a call of a runtime. A task that makes them without end and never yields cannot be
+    /// interrupted, only made to panic; who polled it contains that.
+    pub(super) fn call(&self) {
+        let calls = self.calls.load(Relaxed) + 1;
+        if calls <= CALLS_MAX || std::thread::panicking() {
+            self.calls.store(calls, Relaxed);
+            return;
+        }
+        // What runs while this unwinds may call, too.
+        self.calls.store(0, Relaxed);
+        panic!("the task spins: it called its runtime {CALLS_MAX} times without yielding");
     }
 
     /// Adds to the trace's list, if there is one.

@@ -13,6 +13,7 @@ pub mod mirror;
 pub mod observer;
 pub mod ordered;
 pub mod read_cache;
+pub mod replicator;
 pub mod transform;
 pub mod write_back;
 

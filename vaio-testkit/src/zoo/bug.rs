@@ -75,4 +75,22 @@ pub enum Bug {
     RecoveryStepsNotKept,
     ReplicaAheadOfLog,
     ReplicaErrorForgotten,
+    // Several hosts, shared storage.
+    NotFenced,
+    LeaseIgnored,
+    StaleLogReplayed,
+    // Replicator over a link.
+    ResyncPassesWrite,
+    WriteInResyncLost,
+    ReconnectForgets,
+    ClearedOnReceipt,
+    NoticeClearsNewer,
+    NackIgnored,
+    DegradesSilently,
+    InSyncEarly,
+    FlushAckedEarly,
+    EpochLazy,
+    OldEpochApplied,
+    OldSessionApplied,
+    HomeIgnored,
 }

@@ -9,6 +9,7 @@ mod bug;
 mod deaf;
 mod others;
 mod row;
+mod subject;
 mod write_back;
 
 pub use bug::Bug;

@@ -82,6 +82,7 @@ fn primary_that_failed_a_write_is_not_read_after_a_kill_and_is_healed() {
         poke(&disk, 0, &[2]).await;
         assert_eq!(peek_disk(&disk, 0, 1).await, [2]);
         assert_eq!(disk.dirty(Level::BackingDurable).bytes, 512);
+        disk.submit(Io::flush()).await.unwrap();
         drop(disk);
         assert_eq!(peek(&*primary, 0, 1).await, [1]);
         let disk = media.open(&rt, MirrorFactory::default()).await.unwrap();

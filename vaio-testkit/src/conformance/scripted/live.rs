@@ -50,7 +50,7 @@ fn everything_ends(bench: &Bench) -> Result<(), Broken> {
     guest.on_error = OnError::Allowed;
     for below in bench.rig.disks() {
         below.faults(|faults| {
-            faults.allow(&[Fault::Error, Fault::Stall(Duration::from_secs(1))], None)
+            faults.allow(&[Fault::Error, Fault::Stall(Duration::from_secs(1))], None);
         });
     }
     bench.run(guest.run(&bench.workload(16)))?;
@@ -154,6 +154,8 @@ fn same(subject: &Subject, budget: &Budget, quick: u64, by_plan: bool) -> Said {
             failure: None,
             was: (0, 0),
             lab,
+            seed: Some(seed),
+            recording: None,
         }));
     }
     Said::Passed(work)

@@ -1,12 +1,12 @@
-//! Hand-over and fail-over: another host opens the disk over the same media.
+//! Hand-over and fail-over on one site: another process opens the disk over the same media. What
+//! takes several hosts is in [`world`](crate::world).
 
 use super::{Bench, Broken, Script, seeds};
 use crate::GuestOp;
 
 pub(super) fn find(name: &str) -> Option<Script> {
     Some(match name {
-        "handover::planned" => |subject, budget| seeds(subject, budget, 60, planned),
-        "handover::in_flight" => |subject, budget| seeds(subject, budget, 60, in_flight),
+        "handover::close_in_flight" => |subject, budget| seeds(subject, budget, 60, in_flight),
         "failover::process_kill" => {
             |subject, budget| seeds(subject, budget, 60, |bench| died(bench, false))
         }
@@ -15,20 +15,6 @@ pub(super) fn find(name: &str) -> Option<Script> {
         }
         _ => return None,
     })
-}
-
-/// Closed on one host, opened on another, twice.
-fn planned(bench: &Bench) -> Result<(), Broken> {
-    for name in ["a", "b", "a-again"] {
-        let host = bench.host(name);
-        let disk = bench.open(&host)?;
-        let guest = bench.guest(&disk, 2);
-        bench.run(guest.read_all())?;
-        bench.run(guest.run(&bench.workload(8)))?;
-        bench.must("close", disk.close())?;
-        host.kill();
-    }
-    Ok(())
 }
 
 /// Closed while IO is in flight: each is answered or was never done.

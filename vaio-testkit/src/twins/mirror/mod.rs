@@ -1,20 +1,19 @@
 //! A mirror: every write goes to the disk below and to a mirror device, and one of them is enough
 //! to go on with.
 //!
-//! * M1: a write is acknowledged when it ended on both sides; where one failed, when it is
-//!   *durably recorded* which side has it. Without the record a restart would read the other one.
+//! * M1: a write is acknowledged when it ended on both sides, and well on one.
 //! * M2: overlapping writes go one after another ([`RangeLock`]), so both sides choose the same
 //!   winner; reads wait for writes of the same blocks, so that two reads, each from another side,
 //!   never see new and then old.
 //! * M3: a read goes only to a side that is valid for the block; the other one is for when that
 //!   fails and both are valid.
-//! * M4: a flush is answered when every block written since the last one is durable on a valid
-//!   side. Where one side's flush failed, what was written since counts as lost there, and that is
-//!   recorded first. Flushes do not overlap, and a write that was under way while one failed
-//!   counts as failed on that side: it may have been dropped too.
-//! * M5: a copy from side to side holds the block alone, from the read to the record: no write is
+//! * M4: a flush is answered when every block written since the last one is durable on a side, and
+//!   a crash would read such a side: where that is not the one that is recorded, the *record is
+//!   durable first*. Where one side's flush failed, what was written since counts as lost there.
+//!   No write is under way meanwhile, so it is clear what a flush covers, or has dropped.
+//! * M5: a copy from side to side goes on alone, from the read to the flush: no write is
 //!   overwritten by something older, and no side is valid again before it is durable.
-//! * M6: after a crash a block that is recorded as valid on both sides is taken from the primary
+//! * M6: after a crash a block that is recorded as safe on both sides is taken from the primary
 //!   and copied: what was under way may be on one side only, and what is read once must stay.
 //!
 //! The record is a byte per block in the sidecar: for small disks.
@@ -41,7 +40,7 @@ use vaio_core::{
     AttachContext, BlockDevice, BlockDeviceExt, BypassSafety, Class, Content, Descriptor,
     DeviceInfo, DeviceNeed, DirtySource, Error, ErrorKind, Extent, Filter, FilterFactory,
     FilterState, Io, Lifecycle, Next, Op, OpKind, OpenReason, Outcome, Phase, Promise, Reply,
-    Result, RuntimeExt, SettingKind, SettingSpec, Verb,
+    Result, RuntimeExt, SettingKind, SettingSpec, Support, Verb,
     sync::{self, LockMode, Notify, RangeLock},
 };
 
@@ -79,12 +78,12 @@ struct Shared {
     mirror: Arc<dyn BlockDevice>,
     sides: Mutex<Sides>,
     ranges: RangeLock,
-    /// M4: one flush at a time.
-    flushing: sync::Mutex<()>,
     /// One record at a time, so that an older one never follows a newer one.
     recording: sync::Mutex<()>,
-    /// Failed flushes, of primary and mirror.
-    failures: [AtomicU64; 2],
+    /// Flushes, of whatever reason, that left a block durable nowhere; and how many of them a
+    /// guest's flush has failed for.
+    losses: AtomicU64,
+    losses_told: AtomicU64,
     /// Some side may be stale.
     stale: Notify,
     bug: Option<Bug>,
@@ -145,8 +144,13 @@ impl Shared {
             return Err(Error::unsupported(io.op.kind()));
         };
         let data = data.clone();
-        let _order = self.lock(extent, LockMode::Exclusive).await;
-        let before = self.failures();
+        // Fua is a flush of everything, with no other flush in between that could fail: it would
+        // take the right from this one.
+        let is_fua = io.op.is_fua();
+        let fenced = if is_fua { self.whole() } else { extent };
+        let _order = self.lock(fenced, LockMode::Exclusive).await;
+        let op = io.op.clone().with_fua(false);
+        let io = io.with_op(op);
         let mirror = async {
             if self.has(Bug::AckBeforeMirror) {
                 self.write_mirror_later(extent, data);
@@ -155,18 +159,15 @@ impl Shared {
             self.mirror.write(extent.offset(), data).await
         };
         let (primary, mirror) = join!(next.submit(io), mirror);
-        // M4: a flush failed meanwhile, and may have dropped this too.
-        let good = good(&primary, &mirror) & self.trusted_since(before);
-        let must_record = self.sides().wrote(extent, good);
+        // M1.
+        let good = good(&primary, &mirror);
+        self.sides().wrote(extent, good);
         self.stale.notify_all();
         if good == 0 {
-            let text = "the write may be lost on both sides: flushes failed meanwhile";
-            let lost = Error::new(ErrorKind::Io, text);
-            return Err(primary.err().or(mirror.err()).unwrap_or(lost));
+            return primary;
         }
-        // M1.
-        if must_record && !self.has(Bug::StaleSideNotRecorded) {
-            self.record().await?;
+        if is_fua {
+            self.flush_alone().await?;
         }
         Ok(Reply::Done)
     }
@@ -179,24 +180,31 @@ impl Shared {
         });
     }
 
-    fn failures(&self) -> [u64; 2] {
-        [
-            self.failures[0].load(Relaxed),
-            self.failures[1].load(Relaxed),
-        ]
+    fn whole(&self) -> Extent {
+        self.cx.below().extent()
     }
 
-    /// The sides of which no flush has failed since.
-    fn trusted_since(&self, before: [u64; 2]) -> u8 {
-        let now = self.failures();
-        side_if(PRIMARY, now[0] == before[0]) | side_if(MIRROR, now[1] == before[1])
-    }
-
-    /// Flushes both sides (M4). `Ok`: every block written before is durable on a valid side.
+    /// Flushes both sides (M4). `Ok`: every block written before is durable, and read after a
+    /// crash.
     async fn flush(&self) -> Result<()> {
-        let _alone = self.flushing.lock().await;
+        let told = self.losses_told.load(Relaxed);
+        let _alone = self.lock(self.whole(), LockMode::Exclusive).await;
+        let flushed = self.flush_alone().await;
+        // Also what the flush of a copy or a fua write lost, and a flush that has not yet been
+        // answered when this one was asked for: each loss fails every flush that could count on
+        // what was lost.
+        let losses = self.losses.load(Relaxed);
+        self.losses_told.store(losses, Relaxed);
+        if losses > told && flushed.is_ok() {
+            let text = "an earlier flush failed, and what it lost is not durable";
+            return Err(Error::new(ErrorKind::Io, text));
+        }
+        flushed.map(drop)
+    }
+
+    /// Flushes both sides, with no write under way. Says which sides did it.
+    async fn flush_alone(&self) -> Result<u8> {
         let lower = self.cx.lower();
-        let writes = self.sides().writes();
         let mirror = async {
             if self.has(Bug::MirrorNotFlushed) {
                 return Ok(());
@@ -205,28 +213,24 @@ impl Shared {
         };
         let (primary, mirror) = join!(lower.flush(), mirror);
         let good = good(&primary, &mirror);
-        // At once: a write that ends from now on has to see it.
-        for (failed, side) in self.failures.iter().zip([PRIMARY, MIRROR]) {
-            if good & side == 0 {
-                failed.fetch_add(1, Relaxed);
-            }
-        }
         if good != BOTH && self.has(Bug::OneFlushIsEnough) {
-            return primary.or(mirror);
+            return primary.or(mirror).map(|()| BOTH);
         }
-        let flushed = self.sides().flushed(writes, good);
+        let (is_durable, must_record) = {
+            let mut sides = self.sides();
+            (sides.flushed(good), sides.must_record())
+        };
         self.stale.notify_all();
-        match flushed {
-            Some(true) => self.record().await,
-            Some(false) => Ok(()),
-            None => {
-                let text = "the only valid side of a block failed to flush";
-                Err(primary
-                    .err()
-                    .or(mirror.err())
-                    .unwrap_or_else(|| Error::new(ErrorKind::Io, text)))
-            }
+        if must_record && !self.has(Bug::StaleSideNotRecorded) {
+            self.record().await?;
         }
+        if is_durable {
+            return Ok(good);
+        }
+        self.losses.fetch_add(1, Relaxed);
+        let text = "the only side that has a block failed to flush";
+        let lost = || Error::new(ErrorKind::Io, text);
+        Err(primary.err().or(mirror.err()).unwrap_or_else(lost))
     }
 
     /// Records durably which sides are valid.
@@ -242,46 +246,31 @@ impl Shared {
     /// Copies what one side lacks of `extent`, durably (M5).
     async fn resync(&self, extent: Extent) -> Result<()> {
         let lower = self.cx.lower();
-        let mode = LockMode::Exclusive;
         let _alone = match self.bug {
             Some(Bug::ResyncUnlocked) => None,
-            _ => self.lock(extent, mode).await,
+            _ => self.lock(self.whole(), LockMode::Exclusive).await,
         };
         let runs = self.sides().runs(extent);
         for (run, valid) in runs {
-            let before = self.failures();
-            match valid {
-                PRIMARY => {
-                    let data = lower.read(run.offset(), run.len()).await?;
-                    self.mirror.write(run.offset(), data).await?;
-                }
-                MIRROR => {
-                    let data = self.mirror.read(run.offset(), run.len()).await?;
-                    lower.write(run.offset(), data).await?;
-                }
+            let data = match valid {
+                PRIMARY => lower.read(run.offset(), run.len()).await?,
+                MIRROR => self.mirror.read(run.offset(), run.len()).await?,
                 _ => continue,
-            }
+            };
+            // To the side that it came from, too: a failed flush may have dropped it there.
+            lower.write(run.offset(), data.clone()).await?;
+            self.mirror.write(run.offset(), data).await?;
             if self.has(Bug::CopiedBeforeFlush) {
                 self.sides().copied(run);
                 self.record().await?;
             }
-            self.flush_copy(before).await?;
+            if self.flush_alone().await? != BOTH {
+                let text = "a side failed to flush what was copied; it is copied again";
+                return Err(Error::new(ErrorKind::Io, text));
+            }
             self.sides().copied(run);
         }
         Ok(())
-    }
-
-    /// Makes what was copied durable. No flush may have failed since `before`: it could have
-    /// dropped the copy.
-    async fn flush_copy(&self, before: [u64; 2]) -> Result<()> {
-        self.flush().await?;
-        if self.trusted_since(before) == BOTH {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Io,
-            "a flush failed under a copy; it is done again",
-        ))
     }
 }
 
@@ -331,6 +320,7 @@ impl Filter for Mirror {
         let mirror = self.shared.mirror.info();
         let mut info = below.with_caps(|caps| {
             caps.volatile_cache |= mirror.caps.volatile_cache;
+            caps.fua = Support::Native;
             caps.allocation = false;
         });
         info.transfer_max = info.transfer_max.min(mirror.transfer_max);
@@ -403,9 +393,10 @@ impl FilterFactory for MirrorFactory {
     fn descriptor(&self) -> Descriptor {
         Descriptor::new(NAME, env!("CARGO_PKG_VERSION"), Class::Replicate)
             .with_summary("Mirrors the disk to a second device; a model of the testkit.")
-            // Zeroes, discard and fua come as writes and flushes: one way to do a thing.
+            // Zeroes come as writes, and a discard as nothing: one way to do a thing.
             .intercept(&[OpKind::Read, OpKind::Write, OpKind::Flush])
             .pass(&[OpKind::Prefetch])
+            .accept_fua()
             .with_content(Content::Held)
             .with_bypass(BypassSafety::Never)
             .with_promise(Promise::AtFlush)
@@ -437,11 +428,11 @@ impl FilterFactory for MirrorFactory {
         let valid = self.recorded(&cx, blocks).await?;
         let shared = Arc::new(Shared {
             mirror,
-            sides: Mutex::new(Sides::new(block, valid, vec![BOTH; blocks])),
+            sides: Mutex::new(Sides::new(block, valid)),
             ranges: RangeLock::default(),
-            flushing: sync::Mutex::new(()),
             recording: sync::Mutex::new(()),
-            failures: Default::default(),
+            losses: AtomicU64::new(0),
+            losses_told: AtomicU64::new(0),
             stale: Notify::default(),
             bug: self.bug,
             cx,

@@ -1,11 +1,15 @@
 //! Which side of a mirror has the content of which block. Pure.
 //!
-//! * A1: every block has at least one valid side, and a block that has both reads the same on both.
-//! * A2: what is *recorded* (durable in the sidecar) never claims more than is true: for each block
-//!   the recorded sides are valid, except that `BOTH` of a disk that was not closed in order means
-//!   the primary: a write that was under way may be on one side only.
+//! * A1: a side is *valid* for a block if it has the newest content; every block has a valid side,
+//!   and a block that has both reads the same on both.
+//! * A2: a side is *safe* for a block if what it has after a crash is at least as new as what was
+//!   flushed. A write changes nothing of that: until it is flushed, old and new are right. A flush
+//!   does: safe are the sides that were valid and flushed well.
+//! * A3: what is recorded in the sidecar is safe, at the latest when a flush is answered. Recorded
+//!   `BOTH` of a disk that was not closed in order means the primary: what was under way may be on
+//!   one side only.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use vaio_core::{DirtyMap, Extent};
@@ -16,30 +20,37 @@ pub(super) const PRIMARY: u8 = 1;
 pub(super) const MIRROR: u8 = 2;
 pub(super) const BOTH: u8 = PRIMARY | MIRROR;
 
+/// The side that is read after a crash, of what is recorded.
+pub(super) const fn source(recorded: u8) -> u8 {
+    if recorded == BOTH { PRIMARY } else { recorded }
+}
+
 #[derive(Debug)]
 pub(super) struct Sides {
     block: u64,
-    /// Valid sides, per block.
+    /// Per block, as `safe` and `recorded`.
     valid: Vec<u8>,
+    safe: Vec<u8>,
     /// What the sidecar says.
     recorded: Vec<u8>,
-    /// Blocks written since they were last flushed on both sides, with the number of the last
-    /// write.
-    unflushed: BTreeMap<u64, u64>,
+    /// Blocks written since they were last flushed.
+    unflushed: BTreeSet<usize>,
     writes: u64,
 }
 
 impl Sides {
-    pub(super) fn new(block: u64, valid: Vec<u8>, recorded: Vec<u8>) -> Self {
-        debug_assert!(
+    /// Sides of which `valid` are valid and durable.
+    pub(super) fn new(block: u64, valid: Vec<u8>) -> Self {
+        assert!(
             valid.iter().all(|side| (PRIMARY..=BOTH).contains(side)),
             "A1"
         );
         Self {
             block,
+            safe: valid.clone(),
+            recorded: valid.clone(),
             valid,
-            recorded,
-            unflushed: BTreeMap::new(),
+            unflushed: BTreeSet::new(),
             writes: 0,
         }
     }
@@ -68,61 +79,56 @@ impl Sides {
         runs
     }
 
-    /// A write of `extent` ended well on `sides`, and badly on the others. Whether that has to be
-    /// recorded before anyone is told.
-    pub(super) fn wrote(&mut self, extent: Extent, sides: u8) -> bool {
+    /// A write of `extent` ended well on `sides`, and badly on the others.
+    pub(super) fn wrote(&mut self, extent: Extent, sides: u8) {
         self.writes += 1;
         for block in self.blocks(extent) {
-            if sides != 0 {
+            if sides == 0 {
+                // Old or new on each: not the same any more. And nothing for a flush to cover,
+                // unless an earlier write is: the old may be what a failed flush has dropped.
+                self.valid[block] = source(self.valid[block]);
+            } else {
                 self.valid[block] = sides;
-            } else if self.valid[block] == BOTH {
-                // Old or new on each: not the same any more.
-                self.valid[block] = PRIMARY;
+                self.unflushed.insert(block);
             }
-            self.unflushed.insert(block as u64, self.writes);
         }
-        self.must_record(extent)
     }
 
-    fn must_record(&self, extent: Extent) -> bool {
-        // A2: recorded sides that are not valid any more.
-        self.blocks(extent)
-            .any(|block| self.recorded[block] & !self.valid[block] != 0)
-    }
-
-    /// What is not flushed now: give it to [`flushed`](Self::flushed) after a flush.
+    /// Writes so far.
     pub(super) fn writes(&self) -> u64 {
         self.writes
     }
 
-    /// A flush that was sent after write number `writes` ended well on `sides` and badly on the
-    /// others. `None`: some block is for sure durable on no valid side, so the flush failed.
-    /// Else whether something has to be recorded.
-    pub(super) fn flushed(&mut self, writes: u64, sides: u8) -> Option<bool> {
-        let mut is_kept = true;
-        let mut must_record = false;
-        for (block, write) in std::mem::take(&mut self.unflushed) {
-            let index = usize::try_from(block).expect("a small disk");
-            let left = self.valid[index] & sides;
-            // What the other side's flush may have dropped is not valid there.
-            self.valid[index] = match (left, self.valid[index]) {
-                (0, BOTH) => PRIMARY,
-                (0, one) => one,
-                (left, _) => left,
-            };
-            is_kept &= left != 0;
-            must_record |= self.must_record(self.extent_of(index));
-            if left == 0 || write > writes {
-                self.unflushed.insert(block, write);
+    /// A flush, with no write under way, ended well on `sides` and badly on the others. Whether
+    /// every block is durable on a valid side.
+    pub(super) fn flushed(&mut self, sides: u8) -> bool {
+        let mut is_durable = true;
+        for block in std::mem::take(&mut self.unflushed) {
+            // What the other side's flush may have dropped is not there.
+            let left = self.valid[block] & sides;
+            if left == 0 {
+                // No later flush covers it either: what was safe stays it, until a copy is made.
+                self.valid[block] = source(self.valid[block]);
+                is_durable = false;
+            } else {
+                self.valid[block] = left;
+                self.safe[block] = left;
             }
         }
-        is_kept.then_some(must_record)
+        is_durable
     }
 
-    /// A block was copied to its other side and flushed there.
+    /// Whether a crash now would read a side that is not safe (A3).
+    pub(super) fn must_record(&self) -> bool {
+        let mut both = self.recorded.iter().zip(&self.safe);
+        both.any(|(recorded, safe)| source(*recorded) & safe == 0)
+    }
+
+    /// A block was written anew to both sides, and is durable there.
     pub(super) fn copied(&mut self, extent: Extent) {
         for block in self.blocks(extent) {
             self.valid[block] = BOTH;
+            self.safe[block] = BOTH;
         }
     }
 
@@ -134,19 +140,20 @@ impl Sides {
 
     /// What `sides` lack, and, where `with_unflushed`, what they may lack after a crash.
     pub(super) fn lacking(&self, sides: u8, with_unflushed: bool) -> DirtyMap {
-        let stale = (0..self.valid.len()).filter(|block| self.valid[*block] & sides != sides);
+        let is_there = |block: &usize| self.valid[*block] & self.safe[*block] & sides == sides;
+        let stale = (0..self.valid.len()).filter(|block| !is_there(block));
         let mut map: DirtyMap = stale.map(|block| self.extent_of(block)).collect();
         if with_unflushed {
-            for block in self.unflushed.keys() {
-                map.insert(Extent::new(block * self.block, self.block));
+            for block in &self.unflushed {
+                map.insert(self.extent_of(*block));
             }
         }
         map
     }
 
-    /// The content of the sidecar that is true now.
+    /// What may be recorded now.
     pub(super) fn to_record(&self) -> Bytes {
-        Bytes::from(self.valid.clone())
+        Bytes::from(self.safe.clone())
     }
 
     /// The sidecar has this content.
@@ -162,39 +169,62 @@ mod tests {
     const ONE: Extent = Extent::new(0, 512);
 
     fn sides() -> Sides {
-        Sides::new(512, vec![BOTH; 2], vec![BOTH; 2])
+        Sides::new(512, vec![BOTH; 2])
+    }
+
+    fn record(sides: &mut Sides) -> u8 {
+        let record = sides.to_record();
+        sides.recorded(&record);
+        record[0]
     }
 
     #[test]
-    fn write_that_failed_on_one_side_has_to_be_recorded_once() {
+    fn write_that_the_primary_failed_is_recorded_when_flushed() {
         let mut sides = sides();
-        assert!(!sides.wrote(ONE, BOTH));
-        assert!(sides.wrote(ONE, MIRROR));
-        let record = sides.to_record();
-        sides.recorded(&record);
-        assert!(!sides.wrote(ONE, MIRROR), "recorded already");
-        assert!(!sides.wrote(ONE, BOTH), "claims less than is true");
-        assert!(sides.wrote(ONE, PRIMARY));
+        sides.wrote(ONE, MIRROR);
+        assert!(!sides.must_record(), "old and new are right until flushed");
+        assert!(sides.flushed(BOTH) && sides.must_record());
+        assert_eq!(record(&mut sides), MIRROR);
+        assert!(!sides.must_record());
+    }
+
+    /// The bug: the mirror alone had what was flushed; the next write failed on it, and the record
+    /// went to the primary before that had anything durably.
+    #[test]
+    fn side_that_gets_valid_is_not_recorded_before_it_is_durable() {
+        let mut sides = sides();
+        sides.wrote(ONE, MIRROR);
+        assert!(sides.flushed(BOTH));
+        record(&mut sides);
+        sides.wrote(ONE, PRIMARY);
+        assert_eq!(sides.runs(ONE), [(ONE, PRIMARY)]);
+        assert_eq!(record(&mut sides), MIRROR);
+        assert!(sides.flushed(PRIMARY) && sides.must_record());
+        assert_eq!(record(&mut sides), PRIMARY);
     }
 
     #[test]
     fn failed_flush_of_one_side_makes_it_stale_where_written() {
         let mut sides = sides();
         sides.wrote(ONE, BOTH);
-        assert_eq!(sides.flushed(sides.writes(), PRIMARY), Some(true));
+        assert!(sides.flushed(PRIMARY));
         assert_eq!(
             sides.runs(Extent::new(0, 1024)),
             [(ONE, PRIMARY), (Extent::new(512, 512), BOTH)]
         );
-        assert!(sides.lacking(BOTH, true).overlaps(ONE));
     }
 
     #[test]
     fn flush_that_the_only_valid_side_fails_is_failed() {
         let mut sides = sides();
         sides.wrote(ONE, MIRROR);
-        assert_eq!(sides.flushed(sides.writes(), PRIMARY), None);
+        assert!(!sides.flushed(PRIMARY));
         assert_eq!(sides.runs(ONE), [(ONE, MIRROR)]);
-        assert!(sides.flushed(sides.writes(), BOTH).is_some());
+        assert!(sides.flushed(BOTH));
+        assert_eq!(
+            record(&mut sides),
+            BOTH,
+            "the flush after a failed one covers nothing of it"
+        );
     }
 }

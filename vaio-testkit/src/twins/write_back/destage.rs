@@ -179,9 +179,21 @@ impl Cache {
         self.store.write_tail(batch.end).await?;
         // D1: free only now; a new record in one of these slots under the old tail would be lost
         // to recovery, and the old one with it.
+        self.still(batch.end).await;
         self.log().advance(batch.end);
         self.cx.rt().probe("write_back.destaged");
         Ok(())
+    }
+
+    /// Resolves when no slot before `end` is being written again.
+    async fn still(&self, end: u64) {
+        loop {
+            let wanted = self.wanted.listen();
+            if self.has(Bug::SlotFreedBeforeTail) || self.log().is_still(end) {
+                return;
+            }
+            wanted.await;
+        }
     }
 
     async fn destage_piece(&self, extent: Extent, content: &Content) -> Result<()> {

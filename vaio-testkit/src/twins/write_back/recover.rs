@@ -7,6 +7,9 @@
 //!   and slots of the old log would be overwritten that the old superblock still counts on.
 //! * O3: records are applied in the order of their numbers, wherever they lie. A number that is
 //!   missing was never acknowledged as durable; those after it may have been.
+//! * O4: a log epoch begins with the disk's ownership epoch, which the framework records after the
+//!   log's is durable. A log from before the last recorded ownership is an old copy: it holds
+//!   nothing that may be seen or written.
 //!
 //! The framework has flushed backing and cache device before an unclean open: what recovery reads
 //! is durable.
@@ -20,6 +23,22 @@ use super::{
     store::Store,
 };
 use crate::zoo::Bug;
+
+/// Log epochs of one ownership.
+const OWNER: u64 = 1 << 16;
+
+/// The first log epoch of this ownership.
+fn owner(cx: &AttachContext) -> u64 {
+    cx.epoch().saturating_mul(OWNER).max(OWNER)
+}
+
+/// Two of the bugs keep the epoch, and would only be refused here.
+const fn checks_owner(bug: Option<Bug>) -> bool {
+    !matches!(
+        bug,
+        Some(Bug::StaleLogReplayed | Bug::EpochKept | Bug::SequenceReset)
+    )
+}
 
 /// Key in the sidecar: the epoch whose log was empty when the disk was closed.
 pub(super) const CLEAN_EPOCH: &str = "clean_epoch";
@@ -39,6 +58,14 @@ pub(super) async fn open(
             return Err(Error::config(
                 "the cache device holds a log of another geometry; open it with the settings it \
                  was written with",
+            ));
+        }
+        // O4.
+        Some(found) if found.epoch < owner(cx) - OWNER && checks_owner(bug) => {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "the cache device was left behind: the disk was opened without it since; detach \
+                 the cache, or find the device that was used last",
             ));
         }
         Some(found) => {
@@ -63,7 +90,7 @@ pub(super) async fn open(
     match bug {
         Some(Bug::EpochKept) if cx.reason() != OpenReason::Attach => {}
         Some(Bug::SequenceReset) if cx.reason() != OpenReason::Attach => tail = 0,
-        _ => epoch += 1,
+        _ => epoch = (epoch + 1).max(owner(cx)),
     }
     // O2.
     store.begin(epoch, tail).await?;

@@ -8,7 +8,7 @@ mod moved;
 use std::time::Duration;
 
 use bytes::Bytes;
-use vaio_core::{DirtyPolicy, Extent, Io, Level, Op, Release};
+use vaio_core::{DirtyPolicy, ErrorKind, Extent, Io, Level, Op, Release};
 
 use super::{
     Budget, Said,
@@ -29,7 +29,10 @@ pub(super) fn find(name: &str) -> Option<Script> {
         }
         "dirty::write_through" => |subject, budget| seeds(subject, budget, 60, write_through),
         "snapshot::quiesced" => |subject, budget| seeds(subject, budget, 60, quiesced),
-        "snapshot::held" => |subject, budget| seeds(subject, budget, 60, held),
+        "snapshot::held" => |subject, budget| match cannot_hold(subject, budget) {
+            Some(why) => Said::Skipped(why),
+            None => seeds(subject, budget, 60, held),
+        },
         _ => {
             return life::find(name)
                 .or_else(|| live::find(name))
@@ -189,6 +192,30 @@ fn quiesced(bench: &Bench) -> Result<(), Broken> {
         }
     }
     bench.run(guest.read_all())
+}
+
+/// Why the filter cannot hold a point, if it says so.
+fn cannot_hold(subject: &Subject, budget: &Budget) -> Option<String> {
+    let one = Budget {
+        factor: 0.0,
+        ..*budget
+    };
+    let probe = seeds(subject, &one, 1, |bench| {
+        let host = bench.host("host");
+        let disk = bench.open(&host)?;
+        match bench.sim.run(disk.hold_at_point(Duration::from_secs(30)))? {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                Err(Broken::new("cannot-hold", error.to_line()))
+            }
+            _ => Ok(()),
+        }
+    });
+    match probe {
+        Said::Failed(found) if found.broken.rule == "cannot-hold" => {
+            Some("the filter cannot hold a point in time".into())
+        }
+        _ => None,
+    }
 }
 
 /// While a point in time is held, the lower device keeps what it was at that point, or the release

@@ -1,0 +1,351 @@
+//! The barrier audit, on filters whose barriers are known by hand.
+
+use std::sync::{Arc, LazyLock};
+
+use async_trait::async_trait;
+use vaio_core::*;
+use vaio_testkit::{
+    Subject,
+    audit::{self, AuditReport, AuditSettings, Mutant, Verdict},
+    conformance::Budget,
+    twins::{
+        barriers::needed_barriers,
+        observer::ObserverFactory,
+        write_back::{self, WriteBackFactory},
+    },
+};
+
+fn write_back(promise: Promise) -> Subject {
+    let factory = WriteBackFactory::tiny(promise);
+    let blocks = factory.device_len(512) / 512;
+    Subject::new(factory).device("cache", move |_| blocks)
+}
+
+vaio_testkit::barrier_audit! {
+    #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+    write_back_at_flush: write_back(Promise::AtFlush),
+    explained = [
+        "store.rs:read_superblock error-ignored" => "too few cases let IO fail while a disk opens",
+        "store.rs:read_slot error-ignored" => "too few cases let IO fail while a disk opens",
+        "store.rs:write_tail < src/twins/write_back/store.rs:begin error-ignored"
+            => "too few cases let IO fail while a disk opens",
+        "store.rs:write_tail < src/twins/write_back/destage.rs:destage_batch error-ignored"
+            => "needs a crash right after; too few cases have both",
+        "mod.rs:write_record < src/twins/write_back/mod.rs:make_durable error-ignored"
+            => "a failed flush and then a failed rewrite; too few cases have both",
+    ]
+}
+
+vaio_testkit::barrier_audit! {
+    #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+    write_back_at_ack: write_back(Promise::AtAck),
+    explained = [
+        "store.rs:read_superblock error-ignored" => "too few cases let IO fail while a disk opens",
+        "mod.rs:write_record < src/twins/write_back/mod.rs:make_durable error-ignored"
+            => "a failed flush and then a failed rewrite; too few cases have both",
+    ]
+}
+
+/// A filter of which every read is followed by a flush that no promise asks for.
+#[derive(Debug)]
+struct Flushing<F>(F);
+
+#[derive(Debug)]
+struct FlushingFilter(Arc<dyn Filter>);
+
+/// Where that flush is.
+const UNNEEDED: u32 = line!() + 8;
+
+#[async_trait]
+impl Filter for FlushingFilter {
+    async fn io(&self, io: Io, next: Next<'_>) -> Result<Reply> {
+        let is_read = matches!(io.op, Op::Read { .. });
+        let reply = self.0.io(io, next).await?;
+        if is_read {
+            next.flush().await?;
+        }
+        Ok(reply)
+    }
+
+    fn shape(&self, below: &DeviceInfo) -> Result<DeviceInfo> {
+        self.0.shape(below)
+    }
+
+    async fn lifecycle(&self, event: Lifecycle<'_>) -> Result<Outcome> {
+        self.0.lifecycle(event).await
+    }
+
+    fn state(&self) -> FilterState {
+        self.0.state()
+    }
+
+    fn dirty(&self) -> Option<Arc<dyn DirtySource>> {
+        self.0.dirty()
+    }
+
+    fn allocation(&self, below: AllocationMap) -> AllocationMap {
+        self.0.allocation(below)
+    }
+}
+
+#[async_trait]
+impl<F: FilterFactory> FilterFactory for Flushing<F> {
+    fn descriptor(&self) -> Descriptor {
+        self.0.descriptor()
+    }
+
+    async fn prepare(&self, cx: &AttachContext) -> Result<()> {
+        self.0.prepare(cx).await
+    }
+
+    async fn open(&self, cx: AttachContext) -> Result<Arc<dyn Filter>> {
+        Ok(Arc::new(FlushingFilter(self.0.open(cx).await?)))
+    }
+}
+
+fn quick(cases: &[&'static str]) -> AuditSettings {
+    let budget = Budget {
+        factor: 0.1,
+        ..Budget::default()
+    };
+    AuditSettings::default()
+        .with_cases(cases)
+        .with_budget(budget)
+        .with_persistence(0.0)
+}
+
+const FEW: &[&str] = &[
+    "order::read_against_write",
+    "crash::any_moment",
+    "flush::covers_acked",
+    "zero_discard::zeroes",
+];
+
+fn flushing_observer() -> AuditReport {
+    let subject = Subject::new(Flushing(ObserverFactory::default()));
+    let settings = quick(FEW).with_mutants(&[Mutant::Drop]);
+    audit::run(&subject, &settings)
+}
+
+static FLUSHING_OBSERVER: LazyLock<AuditReport> = LazyLock::new(flushing_observer);
+
+#[test]
+fn flush_that_nothing_needs_survives_and_is_named_with_its_line() {
+    let report = &*FLUSHING_OBSERVER;
+    println!("{report}");
+
+    let survivors: Vec<_> = report.survivors().collect();
+    let [survivor] = &survivors[..] else {
+        panic!("one flush is not needed:\n{report}");
+    };
+    assert_eq!(survivor.site.op, OpKind::Flush);
+    let place = survivor.site.place();
+    assert_eq!((&*place.file, place.line), ("tests/audit.rs", UNNEEDED));
+    let told = report.complaints();
+    let expected = format!("flush at tests/audit.rs:{UNNEEDED}:");
+    assert!(told.starts_with(&expected), "{told}");
+    assert!(told.contains("is not needed or not tested"), "{told}");
+    assert!(!report.is_accepted());
+}
+
+#[test]
+fn flush_that_is_needed_is_killed_beside_one_that_is_not() {
+    let report = &*FLUSHING_OBSERVER;
+
+    let needed = report.rows.iter().find(|row| {
+        row.site.op == OpKind::Flush && row.site.place().file == "src/twins/observer.rs"
+    });
+    let verdict = &needed.expect("the observer forwards flushes").verdict;
+    assert!(matches!(verdict, Verdict::Killed { .. }), "{report}");
+}
+
+#[test]
+fn same_audit_twice_gives_the_same_report() {
+    let (first, second) = (&*FLUSHING_OBSERVER, &flushing_observer());
+    assert_eq!(first, second);
+    assert_eq!(first.to_string(), second.to_string());
+}
+
+/// A barrier of the write-back twin as the audit sees it.
+struct Seen {
+    /// As in `needed_barriers`.
+    site: &'static str,
+    op: OpKind,
+    device: &'static str,
+    /// End of the label, innermost first.
+    label: &'static str,
+    mutant: Mutant,
+}
+
+const fn seen(
+    site: &'static str,
+    op: OpKind,
+    device: &'static str,
+    label: &'static str,
+    mutant: Mutant,
+) -> Seen {
+    Seen {
+        site,
+        op,
+        device,
+        label,
+        mutant,
+    }
+}
+
+const BARRIERS: &[Seen] = &[
+    seen(
+        "write_back/mod.rs log_one -> make_durable",
+        OpKind::Flush,
+        "cache",
+        "store.rs:flush < src/twins/write_back/mod.rs:make_durable < src/twins/write_back/mod.rs:log_one",
+        Mutant::Drop,
+    ),
+    seen(
+        "write_back/mod.rs write_record, before the flush and the ack",
+        OpKind::Write,
+        "cache",
+        "store.rs:write_slot < src/twins/write_back/mod.rs:write_record < src/twins/write_back/mod.rs:log_one",
+        Mutant::Swap,
+    ),
+    seen(
+        "write_back/mod.rs flush -> make_durable",
+        OpKind::Flush,
+        "cache",
+        "store.rs:flush < src/twins/write_back/mod.rs:make_durable < src/twins/write_back/mod.rs:flush",
+        Mutant::Drop,
+    ),
+    seen(
+        "write_back/mod.rs make_durable, rewrite_untrusted",
+        OpKind::Write,
+        "cache",
+        "store.rs:write_slot < src/twins/write_back/mod.rs:write_record < src/twins/write_back/mod.rs:make_durable",
+        Mutant::Drop,
+    ),
+    seen(
+        "write_back/destage.rs destage_batch, join_all before the flush",
+        OpKind::Write,
+        "backing",
+        "destage.rs:destage_piece < src/twins/write_back/destage.rs:destage_batch",
+        Mutant::Swap,
+    ),
+    seen(
+        "write_back/destage.rs destage_batch, lower.flush",
+        OpKind::Flush,
+        "backing",
+        "write_back/destage.rs:destage_batch",
+        Mutant::Drop,
+    ),
+    seen(
+        "write_back/store.rs write_tail, after the backing's flush",
+        OpKind::Flush,
+        "backing",
+        "write_back/destage.rs:destage_batch",
+        Mutant::Early,
+    ),
+    seen(
+        "write_back/store.rs write_tail, flush",
+        OpKind::Flush,
+        "cache",
+        "store.rs:flush < src/twins/write_back/store.rs:write_tail < src/twins/write_back/destage.rs:destage_batch",
+        Mutant::Drop,
+    ),
+    seen(
+        "write_back/destage.rs still, before advance",
+        OpKind::Write,
+        "cache",
+        "store.rs:write_slot < src/twins/write_back/mod.rs:write_record < src/twins/write_back/mod.rs:make_durable",
+        Mutant::Early,
+    ),
+    seen(
+        "write_back/recover.rs replay, one write after another",
+        OpKind::Write,
+        "backing",
+        "write_back/recover.rs:replay",
+        Mutant::Swap,
+    ),
+    seen(
+        "write_back/recover.rs replay, lower.flush",
+        OpKind::Flush,
+        "backing",
+        "write_back/recover.rs:replay",
+        Mutant::Drop,
+    ),
+    seen(
+        "write_back/store.rs begin -> write_tail, flush",
+        OpKind::Flush,
+        "cache",
+        "store.rs:flush < src/twins/write_back/store.rs:write_tail < src/twins/write_back/store.rs:begin",
+        Mutant::Drop,
+    ),
+];
+
+/// Needed, but no IO of a lower device: the zoo's `CleanMarkEarly` breaks it.
+const OF_SIDECAR: &[&str] = &["write_back/mod.rs lifecycle, Close Commit"];
+
+#[test]
+#[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+fn every_needed_barrier_of_the_write_back_twin_is_killed() {
+    let settings =
+        AuditSettings::default().with_mutants(&[Mutant::Drop, Mutant::Early, Mutant::Swap]);
+    let reports = [Promise::AtFlush, Promise::AtAck]
+        .map(|promise| audit::run(&write_back(promise), &settings));
+
+    let mut missing = Vec::new();
+    for barrier in needed_barriers() {
+        if barrier.twin != write_back::NAME || OF_SIDECAR.contains(&barrier.site) {
+            continue;
+        }
+        let rows: Vec<_> = BARRIERS
+            .iter()
+            .filter(|seen| seen.site == barrier.site)
+            .flat_map(|seen| rows_of(&reports, seen))
+            .collect();
+        let all_killed = rows
+            .iter()
+            .all(|verdict| matches!(verdict, Verdict::Killed { .. }));
+        println!("{}: {rows:?}", barrier.site);
+        if rows.is_empty() || !all_killed {
+            missing.push((barrier, rows));
+        }
+    }
+    assert!(
+        missing.is_empty(),
+        "{missing:#?}\n{}\n{}",
+        reports[0],
+        reports[1]
+    );
+}
+
+fn rows_of<'a>(reports: &'a [AuditReport], seen: &Seen) -> Vec<&'a Verdict> {
+    let rows = reports.iter().flat_map(|report| &report.rows);
+    rows.filter(|row| {
+        row.site.op == seen.op
+            && &*row.site.device == seen.device
+            && row.site.label().contains(seen.label)
+            && row.mutant == seen.mutant
+    })
+    .map(|row| &row.verdict)
+    .collect()
+}
+
+#[test]
+#[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+fn unneeded_flush_in_the_write_back_twin_is_named_with_its_line() {
+    let factory = WriteBackFactory::tiny(Promise::AtFlush);
+    let blocks = factory.device_len(512) / 512;
+    let subject = Subject::new(Flushing(factory)).device("cache", move |_| blocks);
+    let settings = AuditSettings::default().with_mutants(&[Mutant::Drop]);
+
+    let report = audit::run(&subject, &settings);
+
+    let flushes: Vec<_> = report
+        .survivors()
+        .filter(|row| row.site.op == OpKind::Flush)
+        .collect();
+    let [flush] = &flushes[..] else {
+        panic!("one flush is not needed:\n{report}");
+    };
+    let place = flush.site.place();
+    assert_eq!((&*place.file, place.line), ("tests/audit.rs", UNNEEDED));
+}
