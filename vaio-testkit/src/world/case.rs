@@ -213,7 +213,7 @@ pub(super) async fn open_or_refuse(
     local: &Local,
     stack: Stack,
 ) -> Result<Option<Opened>, Broken> {
-    match vm.open(host, local, stack).await {
+    match vm.open_after_death(host, local, stack).await {
         Ok(opened) => Ok(Some(opened)),
         Err(NotOpened::Refused(_)) => Ok(None),
         Err(NotOpened::NotOwner(why)) => Err(Broken::new("no-owner", why.to_string())),

@@ -27,6 +27,8 @@ use crate::{
 
 /// How long a lease holds without a beat.
 pub const LEASE: Duration = Duration::from_mins(1);
+/// Tries to get a disk that no one owns.
+const TRIES_MAX: u32 = 8;
 /// How far a kick lets the clock jump: far below the lease.
 const KICK_MAX: Duration = Duration::from_millis(250);
 
@@ -210,12 +212,32 @@ impl Vm {
         }
     }
 
+    /// As [`open`](Self::open), where no owner lives: what a dead one asked of the lease store may
+    /// still come in between, and then it is tried again.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_after_death(
+        &self,
+        host: &Host,
+        local: &Local,
+        stack: Stack,
+    ) -> Result<Opened, NotOpened> {
+        for _ in 1..TRIES_MAX {
+            match self.open(host, local, stack).await {
+                Err(NotOpened::NotOwner(_)) => {}
+                opened => return opened,
+            }
+        }
+        self.open(host, local, stack).await
+    }
+
     /// As [`open`](Self::open) with the filter, where nothing excuses a refusal.
     ///
     /// # Errors
     /// It was refused.
     pub async fn must_open(&self, host: &Host, local: &Local) -> Result<Opened, Broken> {
-        let opened = self.open(host, local, Stack::Filter).await;
+        let opened = self.open_after_death(host, local, Stack::Filter).await;
         let opened = opened.map_err(|error| {
             let (name, text) = (host.name(), error.text());
             let what =
