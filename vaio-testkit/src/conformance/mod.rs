@@ -10,6 +10,7 @@ mod hosts;
 mod list;
 pub(crate) mod quietly;
 mod scripted;
+mod skipped;
 
 use std::{env, fs, path::Path};
 
@@ -129,7 +130,7 @@ impl Budget {
 /// # Panics
 /// If there is no such case.
 pub fn run_case(subject: &Subject, name: &str, budget: &Budget) -> Said {
-    if let Some(why) = explored::skipped(subject, name) {
+    if let Some(why) = skipped::why(subject, name) {
         return Said::Skipped(why);
     }
     if let Some(case) = hosts::find(name) {
