@@ -130,7 +130,7 @@ impl Budget {
 /// # Panics
 /// If there is no such case.
 pub fn run_case(subject: &Subject, name: &str, budget: &Budget) -> Said {
-    if let Some(why) = skipped::skipped(subject, name) {
+    if let Some(why) = skipped::why(subject, name) {
         return Said::Skipped(why);
     }
     if let Some(case) = hosts::find(name) {

@@ -1,16 +1,16 @@
-//! Which cases say nothing about a filter, and why.
+//! Which cases a filter's promise does not cover.
 
-use vaio_core::{BypassSafety, Content, Disposition, OpKind, Promise, Support};
+use vaio_core::{Content, OpKind, Promise, Support};
 
 use crate::Subject;
 
 /// Why the filter's promise does not cover a case.
-pub(super) fn skipped(subject: &Subject, name: &str) -> Option<String> {
+pub(super) fn why(subject: &Subject, name: &str) -> Option<String> {
     let descriptor = subject.descriptor();
     let (group, case) = name.split_once("::")?;
     let has_beside = !subject.beside().is_empty();
     let needs_beside = case.starts_with("beside");
-    let refuses_discard = descriptor.ops.of(OpKind::Discard) == Disposition::Refuse
+    let refuses_discard = descriptor.ops.of(OpKind::Discard) == vaio_core::Disposition::Refuse
         || subject.info_below(1).caps.discard == Support::None;
     match group {
         "dirty" | "snapshot" if descriptor.content != Content::Held => {
@@ -33,7 +33,7 @@ pub(super) fn skipped(subject: &Subject, name: &str) -> Option<String> {
         "zero_discard" if case.starts_with("discard") && refuses_discard => {
             Some("the filter refuses discard".into())
         }
-        "bypass" if descriptor.bypass == BypassSafety::Never => {
+        "bypass" if descriptor.bypass == vaio_core::BypassSafety::Never => {
             Some("the filter declares that it is never safe to bypass".into())
         }
         _ => None,
