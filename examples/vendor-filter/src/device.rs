@@ -11,12 +11,14 @@ use vaio_core::{
     sync::{Mutex, MutexGuard},
 };
 
-use crate::record::{self, Content, Geometry};
+use crate::record::{self, Content, Geometry, Stamp};
 
 #[derive(Debug)]
 pub(crate) struct Device {
     below: Arc<dyn BlockDevice>,
     geometry: Geometry,
+    /// Number of this ownership of the disk.
+    owner: u64,
     turn: Mutex<()>,
 }
 
@@ -29,7 +31,11 @@ pub(crate) struct Turn<'a> {
 impl Device {
     /// # Errors
     /// The device does not fit.
-    pub(crate) fn new(device: Arc<dyn BlockDevice>, geometry: Geometry) -> Result<Self> {
+    pub(crate) fn new(
+        device: Arc<dyn BlockDevice>,
+        geometry: Geometry,
+        owner: u64,
+    ) -> Result<Self> {
         let info = device.info();
         let fits = u64::from(info.logical_block) == geometry.block
             && info.capacity >= geometry.device_len();
@@ -44,6 +50,7 @@ impl Device {
         Ok(Self {
             below: device,
             geometry,
+            owner,
             turn: Mutex::new(()),
         })
     }
@@ -70,10 +77,10 @@ impl Device {
         self.below.read(at, self.geometry.record_len()).await
     }
 
-    pub(crate) async fn read_stamp(&self, sheet: usize) -> Result<Option<u64>> {
+    pub(crate) async fn read_stamp(&self, sheet: usize) -> Result<Option<Stamp>> {
         let at = self.geometry.stamp_at(sheet);
         let block = self.below.read(at, self.geometry.block).await?;
-        Ok(record::generation_of(&block))
+        Ok(record::stamp_of(&block))
     }
 
     pub(crate) async fn turn(&self) -> Turn<'_> {
@@ -92,7 +99,8 @@ impl Turn<'_> {
     /// Gives a sheet a generation: empty and durable when this returns.
     pub(crate) async fn stamp(&self, sheet: usize, generation: u64) -> Result<()> {
         let at = self.of.geometry.stamp_at(sheet);
-        let block = record::stamp(&self.of.geometry, generation);
+        let owner = self.of.owner;
+        let block = record::stamp(&self.of.geometry, Stamp { generation, owner });
         self.of.below.write(at, block).await?;
         self.of.below.flush().await
     }

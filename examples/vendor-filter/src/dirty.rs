@@ -1,7 +1,7 @@
 //! The filter as a source of dirty data, and a backing that is held at a point.
 //!
 //! Everything in the sheets is reported, also what the staging device has durably: too much is
-//! allowed, too little never (G5).
+//! allowed, too little never (G6).
 
 use std::{
     pin::pin,

@@ -111,7 +111,7 @@ impl FilterFactory for StagingFactory {
 
     async fn open(&self, cx: AttachContext) -> Result<Arc<dyn Filter>> {
         let block = u64::from(cx.below().logical_block);
-        let device = Device::new(cx.device(STAGING_DEVICE)?, self.geometry(block))?;
+        let device = Device::new(cx.device(STAGING_DEVICE)?, self.geometry(block), cx.epoch())?;
         let generations = recovery::open(&cx, &device).await?;
         let sheets = Sheets::new(self.records, block, generations);
         let staging = Arc::new(Staging::new(cx, device, sheets));

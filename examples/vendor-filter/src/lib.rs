@@ -18,7 +18,9 @@
 //! * G3: overlapping writes are recorded, shown and answered one after another (`filter`).
 //! * G4: after a failed flush of the staging device nothing in it is believed: a flush that the
 //!   guest sends then moves it all to the backing instead (`filter`, `sheets`).
-//! * G5: what is not on the backing durably is reported as dirty (`dirty`).
+//! * G5 (`recovery`): sheets that were not there when the disk was last opened are refused: what
+//!   they hold is old.
+//! * G6: what is not on the backing durably is reported as dirty (`dirty`).
 //!
 //! It promises what a disk with a volatile cache does, [`AtFlush`](vaio_core::Promise::AtFlush).
 //! The proof is `tests/conformance.rs`.

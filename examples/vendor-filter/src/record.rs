@@ -1,7 +1,7 @@
 //! Bytes on the staging device. Pure.
 //!
 //! ```text
-//! stamp    1 block    magic, generation, crc
+//! stamp    1 block    magic, generation, owner, crc
 //! record   1 + R      one header block: magic, generation, place, offset, length, is_zeroes, crc;
 //!                     then up to R data blocks
 //! ```
@@ -14,7 +14,7 @@ use vaio_core::{Extent, zeroes};
 
 const STAMP_MAGIC: u64 = u64::from_le_bytes(*b"stgstamp");
 const RECORD_MAGIC: u64 = u64::from_le_bytes(*b"stgrecrd");
-const STAMP_LEN: usize = 8 + 8 + 4;
+const STAMP_LEN: usize = 8 + 8 + 8 + 4;
 const HEADER_LEN: usize = 8 * 5 + 1 + 4;
 /// Sheets of a device.
 pub(crate) const SHEETS: usize = 2;
@@ -86,21 +86,33 @@ pub(crate) fn index(len: u64) -> usize {
     usize::try_from(len).expect("lengths of buffers fit into memory")
 }
 
+/// What a stamp says; by generation, the older one is less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Stamp {
+    pub(crate) generation: u64,
+    /// The ownership of the disk, by its number, in which it was written.
+    pub(crate) owner: u64,
+}
+
 /// The stamp of a sheet, one block.
-pub(crate) fn stamp(geometry: &Geometry, generation: u64) -> Bytes {
+pub(crate) fn stamp(geometry: &Geometry, of: Stamp) -> Bytes {
     let mut out = BytesMut::with_capacity(index(geometry.block));
     out.put_u64_le(STAMP_MAGIC);
-    out.put_u64_le(generation);
+    out.put_u64_le(of.generation);
+    out.put_u64_le(of.owner);
     out.put_u32_le(checksum(&[&out]));
     out.resize(index(geometry.block), 0);
     out.freeze()
 }
 
-/// The generation that a stamp names, if it is one.
-pub(crate) fn generation_of(block: &[u8]) -> Option<u64> {
+/// The stamp in a block, if one is there.
+pub(crate) fn stamp_of(block: &[u8]) -> Option<Stamp> {
     let (body, crc) = block.get(..STAMP_LEN)?.split_at(STAMP_LEN - 4);
     let is_stamp = word(body, 0) == STAMP_MAGIC && crc == checksum(&[body]).to_le_bytes();
-    is_stamp.then(|| word(body, 8))
+    is_stamp.then(|| Stamp {
+        generation: word(body, 8),
+        owner: word(body, 16),
+    })
 }
 
 /// The bytes of a record.
@@ -206,10 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn stamp_names_its_generation() {
-        let mut block = stamp(&GEOMETRY, 9).to_vec();
-        assert_eq!(generation_of(&block), Some(9));
+    fn stamp_comes_back_only_whole() {
+        let of = Stamp {
+            generation: 9,
+            owner: 3,
+        };
+        let mut block = stamp(&GEOMETRY, of).to_vec();
+        assert_eq!(stamp_of(&block), Some(of));
         block[8] ^= 1;
-        assert_eq!(generation_of(&block), None);
+        assert_eq!(stamp_of(&block), None);
     }
 }

@@ -22,20 +22,32 @@ pub(crate) async fn open(cx: &AttachContext, device: &Device) -> Result<[u64; SH
     // The older one first.
     found.sort_unstable();
     if cx.reason() != OpenReason::Attach {
-        for (generation, sheet) in &found {
-            let Some(generation) = generation else {
+        for (stamp, sheet) in &found {
+            let Some(stamp) = stamp else {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
                     "the staging device has no sheets; it held writes that the backing lacks: \
                      find the right device",
                 ));
             };
-            replay(cx, device, *sheet, *generation).await?;
+            // Both sheets are stamped at each open, before the framework records the ownership: an
+            // older stamp is of a device that was not there when the disk was last opened.
+            if stamp.owner + 1 < cx.epoch() {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    "the staging device was left behind: the disk was opened without it since; \
+                     detach the filter, or find the device that was used last",
+                ));
+            }
+            replay(cx, device, *sheet, stamp.generation).await?;
         }
         cx.lower().flush().await?;
         cx.rt().probe("staging.replayed");
     }
-    let youngest = found.iter().filter_map(|(generation, _)| *generation).max();
+    let youngest = found
+        .iter()
+        .filter_map(|(stamp, _)| Some((*stamp)?.generation))
+        .max();
     let mut generations = [0; SHEETS];
     let turn = device.turn().await;
     for ((_, sheet), generation) in found.iter().zip(youngest.unwrap_or(0) + 1..) {

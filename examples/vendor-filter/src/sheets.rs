@@ -288,7 +288,7 @@ impl Sheets {
             .flat_map(|at| (self.both[at].first..).zip(&self.both[at].records))
     }
 
-    /// Everything that is not on the backing, rather too much (G5).
+    /// Everything that is not on the backing, rather too much (G6).
     pub(crate) fn dirty(&self) -> DirtyMap {
         self.records().map(|(_, record)| record.extent).collect()
     }
