@@ -196,6 +196,9 @@ impl Run<'_> {
         is_last: bool,
     ) -> Result<Disk, Broken> {
         let after_crash = !is_first;
+        // Until it is formatted nothing is known of what the disk shows.
+        let formats = is_first && self.lab.subject.shows_garbage_first();
+        self.watch.look_away(formats);
         let mut opened = self.rig.open(host).await;
         if opened.is_err() && !self.lab.checks.faults.is_empty() {
             // A fault may keep a disk from opening, but not for longer than it lasts.
@@ -217,8 +220,7 @@ impl Run<'_> {
             super::set_faults(self.rig, &self.lab.checks.faults);
         }
         let guest = self.guest(&disk);
-        if is_first && self.lab.subject.shows_garbage_first() {
-            self.watch.look_away(true);
+        if formats {
             guest.format().await?;
             self.watch.look_away(false);
         }
