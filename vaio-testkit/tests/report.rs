@@ -167,10 +167,7 @@ fn second_era_is_told_as_a_chapter_of_its_own() {
         &said,
         &[
             ", 1 crash, then a second era\n",
-            "timer wakes",
             "-- after the second crash: a new process recovers",
-            "cache w2' [1..3] durable, never read again",
-            "#6 ok = #1 <== ILLEGAL",
         ],
     );
 }

@@ -216,13 +216,13 @@ impl Run<'_> {
                 format!("the disk does not open\n  {}", error.to_line()),
             )
         })?;
-        if !after_crash {
-            super::set_faults(self.rig, &self.lab.checks.faults);
-        }
         let guest = self.guest(&disk);
         if formats {
             guest.format().await?;
             self.watch.look_away(false);
+        }
+        if !after_crash {
+            super::set_faults(self.rig, &self.lab.checks.faults);
         }
         if after_crash {
             guest.read_all().await?;

@@ -88,6 +88,17 @@ fn replace(bench: &Bench) -> Result<(), Broken> {
     let name = bench.subject.name();
     for _ in 0..2 {
         bench.run(bench.guest(&disk, 2).run(&bench.workload(8)))?;
+        if bench.subject.descriptor().rechain != vaio_core::Rechain::Live {
+            let replaced = bench
+                .sim
+                .run(disk.replace(name, bench.subject.spec().clone()))?;
+            if replaced.is_ok() {
+                let what = "a filter that may not leave a disk with data was replaced on one";
+                return Err(Broken::new("replace-allowed", what));
+            }
+            bench.run(bench.guest(&disk, 2).read_all())?;
+            continue;
+        }
         bench.must("replace", disk.replace(name, bench.subject.spec().clone()))?;
         bench.run(bench.guest(&disk, 2).read_all())?;
     }
