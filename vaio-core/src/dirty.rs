@@ -261,7 +261,8 @@ pub trait DirtySource: fmt::Debug + Send + Sync + 'static {
         bytes_max: u64,
     ) -> Result<Vec<DirtyPiece>>;
 
-    /// Brings everything up to `mark` to `level`. Writes after the mark never extend it.
+    /// Brings everything up to `mark` to `level`. Writes after the mark never extend it. What is
+    /// there already is not waited for: a replica's lag does not keep data from the backing.
     ///
     /// Called with the gate open or closed: what it waits for must not need a new
     /// [`AttachContext::step`](crate::AttachContext::step), which a closed gate refuses. IO through

@@ -205,6 +205,18 @@ async fn replicas_lag_does_not_keep_data_from_the_backing() {
     assert_eq!((replica.dirty_blocks(), cache.dirty_blocks()), (0, 0));
 }
 
+/// A replicator over a log of its own keeps data from the backing like a cache.
+#[tokio::test(start_paused = true)]
+async fn replicator_that_keeps_data_from_the_backing_is_asked_for_it() {
+    let mut replica = Toy::new("replica", Class::Replicate);
+    replica.keeps_from_backing = true;
+    let disk = open_toys(TestDevice::native(), &[&replica]).await;
+    disk.submit(write_of(0, 7, 512)).await.unwrap();
+    let flushing = disk.flush_to(Level::BackingDurable).unwrap();
+    flushing.wait(in_secs(9)).await.unwrap();
+    assert_eq!(replica.dirty_blocks(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn hold_at_point_holds_the_backing_while_the_guest_writes() {
     let toy = Toy::new("toy", Class::Cache);

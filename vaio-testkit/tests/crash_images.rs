@@ -447,6 +447,38 @@ fn killed_process_leaves_what_was_acknowledged_and_power_cut_need_not() {
 }
 
 #[test]
+fn what_failed_or_was_undecided_is_what_the_next_process_reads() {
+    let what: [fn(&mut Media, bool); 3] = [
+        |media, is_shown| {
+            let discard = media.submit(0, Change::Discard { count: 1 }, false, 1);
+            media.complete_with(discard, 2, |_| is_shown);
+        },
+        |media, is_shown| {
+            let failed = write(media, 0, 7, 1);
+            media.fail(failed, 2, |_| is_shown);
+        },
+        |media, _| {
+            let dropped = write(media, 0, 7, 1);
+            media.complete(dropped, 2);
+            media.fail_flush(3);
+        },
+    ];
+    for leave_undecided in what {
+        for is_shown in [true, false] {
+            let mut twin = Twin::new(true, DiscardReads::OldOrZero);
+            leave_undecided(&mut twin.media, is_shown);
+            twin.media.flush(4);
+            let images_now = |twin: &Twin| images(&twin.point(), &[Tier::Exhaustive]).len();
+            assert_eq!(images_now(&twin), 2, "a flush does not decide it");
+            twin.media.hand_over();
+            twin.media.flush(5);
+            assert_eq!(images_now(&twin), 1, "the next owner's flush does");
+            assert_eq!(twin.media.live().block(0), twin.media.durable().block(0));
+        }
+    }
+}
+
+#[test]
 fn orphan_lands_after_newer_data() {
     let mut twin = Twin::new(true, DiscardReads::Zero);
     let orphan = write(&mut twin.media, 0, 1, 1);

@@ -25,19 +25,7 @@ const SURVIVORS: &[(&str, &str)] = &[
 
 /// Alarms on correct twins that are known and not yet mended, each as the start of
 /// `twin case`; `*`: any twin. Empty is the aim; the figure counts them all the same.
-const KNOWN_ALARMS: &[(&str, &str)] = &[
-    (
-        "* crash::several",
-        "a discard that reads as old is undecided in the simulated disk across a process kill, and settled for the oracle",
-    ),
-    ("* era2::long_runs", "the same"),
-    (
-        "* faults::any",
-        "after a fault the lower device of a mirror or a read cache may honestly be behind at a clean close",
-    ),
-    ("Mirror faults::", "the same"),
-    ("Mirror fsyncgate::backing", "the same"),
-];
+const KNOWN_ALARMS: &[(&str, &str)] = &[];
 
 fn is_known(twin: Twin, case: &str) -> bool {
     KNOWN_ALARMS.iter().any(|(start, _)| {

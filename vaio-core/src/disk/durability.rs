@@ -99,11 +99,7 @@ impl DiskInner {
             return Ok(());
         }
         let mut is_lowest_yet = true;
-        for (name, class, source, mark) in marks {
-            // A replica's lag does not keep data from the backing.
-            if class == Class::Replicate && level < Level::ReplicaDurable {
-                continue;
-            }
+        for (name, _, source, mark) in marks {
             // What a source above has just brought down came after the mark that was taken.
             let mark = if is_lowest_yet { mark } else { source.mark() };
             is_lowest_yet = false;

@@ -31,6 +31,8 @@ pub struct Toy {
     /// How long one block takes on its way down.
     pub delay: Duration,
     pub fails_policy: Arc<AtomicBool>,
+    /// It holds data from the backing; what else it holds is a replica's lag.
+    pub keeps_from_backing: bool,
     log: Arc<Mutex<Log>>,
 }
 
@@ -42,6 +44,7 @@ impl Toy {
                 .with_bypass(BypassSafety::Never),
             delay: Duration::ZERO,
             fails_policy: Arc::default(),
+            keeps_from_backing: class != Class::Replicate,
             log: Arc::default(),
         }
     }
@@ -162,6 +165,11 @@ impl Filter for Cache {
 }
 
 impl Source {
+    fn is_there(&self, level: Level) -> bool {
+        level <= Level::CacheDurable
+            || (level == Level::BackingDurable && !self.toy.keeps_from_backing)
+    }
+
     fn next_dirty(&self, up_to: u64) -> Option<(u64, u64, Vec<u8>)> {
         let log = self.toy.log.lock().unwrap();
         let mut due: Vec<_> = log
@@ -178,13 +186,13 @@ impl Source {
 #[async_trait]
 impl DirtySource for Source {
     fn summary(&self, level: Level) -> DirtySummary {
-        if level <= Level::CacheDurable {
+        if self.is_there(level) {
             return DirtySummary::default();
         }
         DirtySummary::new(self.toy.dirty_blocks() as u64 * 512, Duration::from_secs(1))
     }
     fn extents(&self, level: Level, range: Extent) -> DirtyMap {
-        if level <= Level::CacheDurable {
+        if self.is_there(level) {
             return DirtyMap::new();
         }
         let log = self.toy.log.lock().unwrap();
@@ -219,7 +227,10 @@ impl DirtySource for Source {
         pieces.truncate(usize::try_from(bytes_max / 512).unwrap().max(1));
         Ok(pieces)
     }
-    async fn flush_to(&self, mark: DirtyMark, _level: Level) -> Result<()> {
+    async fn flush_to(&self, mark: DirtyMark, level: Level) -> Result<()> {
+        if self.is_there(level) {
+            return Ok(());
+        }
         while let Some((at, marked, block)) = self.next_dirty(mark.0) {
             self.rt.sleep(self.toy.delay).await;
             self.lower.submit(Io::write(at, block.into())).await?;

@@ -1,6 +1,6 @@
 //! Which cases a filter's promise does not cover.
 
-use vaio_core::{Class, Content, OpKind, Promise, Support};
+use vaio_core::{Content, OpKind, Promise, Support};
 
 use crate::Subject;
 
@@ -15,14 +15,6 @@ pub(super) fn why(subject: &Subject, name: &str) -> Option<String> {
     match group {
         "dirty" | "snapshot" if descriptor.content != Content::Held => {
             Some("the filter declares that it holds no data".into())
-        }
-        // The framework asks a replicator for the replica's level only: its lag keeps no data from
-        // the backing, as far as these verbs are concerned.
-        "dirty" | "snapshot"
-            if descriptor.class == Class::Replicate
-                && matches!(case, "flush_to" | "write_through" | "quiesced") =>
-        {
-            Some("a replicator is not asked to bring data to the backing".into())
         }
         "ordered"
             if !matches!(

@@ -212,6 +212,31 @@ impl Media {
         }
     }
 
+    /// Another process takes the medium over: of what failed or was left undecided, what it shows
+    /// is there, as volatile as any acknowledged write, and the rest is gone. Whoever recovers
+    /// settles what it reads, and no filter could if that went on changing below it.
+    pub fn hand_over(&mut self) {
+        for mutation in &mut self.log {
+            let Some(end) = mutation.end else {
+                continue;
+            };
+            let mutation = Arc::make_mut(mutation);
+            mutation.end = Some(End { is_ok: true, ..end });
+            for unit in &mut mutation.units {
+                if !unit.is_shown {
+                    unit.cover = Cover::Gone;
+                } else if unit.cover == Cover::Doomed || !unit.is_decided {
+                    unit.cover = Cover::Open;
+                }
+                unit.is_decided = true;
+            }
+        }
+        if !self.info.caps.volatile_cache {
+            self.cover(|mutation| mutation.end.is_some());
+        }
+        self.sweep();
+    }
+
     /// Power is lost: the medium holds `image`, one of the snapshot's crash images.
     ///
     /// # Panics

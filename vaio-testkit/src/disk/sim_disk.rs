@@ -87,6 +87,8 @@ pub(super) struct State {
     /// Handles below this epoch are refused.
     pub(super) fence: u64,
     last_epoch: u64,
+    /// Who opened it last.
+    owner: Option<Host>,
     is_shared: bool,
 }
 
@@ -111,6 +113,7 @@ impl SimDisk {
             is_gone: false,
             fence: 0,
             last_epoch: 0,
+            owner: None,
             is_shared: false,
         };
         Self(Arc::new(Shared {
@@ -143,8 +146,8 @@ impl SimDisk {
 
     /// The device as this process sees it; dead once the process is.
     ///
-    /// First decides, as the tape says, what earlier processes left in flight, unless the disk is
-    /// [shared](Self::shared).
+    /// First decides what dead processes left: in flight, as the tape says; what failed, by what the
+    /// disk shows (`Media::hand_over`). Not so if the disk is [shared](Self::shared).
     pub fn handle(&self, host: &Host) -> Arc<dyn BlockDevice> {
         self.open(host).0
     }
@@ -154,6 +157,9 @@ impl SimDisk {
         let mut state = self.0.lock();
         if !state.is_shared {
             self.0.settle(&mut state, |flying| !flying.host.is_alive());
+            if (state.owner.replace(host.clone())).is_some_and(|owner| !owner.is_alive()) {
+                state.media.hand_over();
+            }
         }
         state.last_epoch += 1;
         let epoch = state.last_epoch;

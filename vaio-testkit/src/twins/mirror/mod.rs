@@ -345,7 +345,12 @@ impl Filter for Mirror {
         let sides = self.shared.sides();
         let mut state = FilterState::dirty(sides.lacking(PRIMARY, false).bytes());
         state.lag_bytes = sides.lacking(MIRROR, false).bytes();
-        state
+        match state.dirty_bytes {
+            0 => state,
+            lacks => state.with_problem(format!(
+                "the disk below lacks {lacks} bytes that the mirror has; they are copied back"
+            )),
+        }
     }
 
     fn dirty(&self) -> Option<Arc<dyn DirtySource>> {
