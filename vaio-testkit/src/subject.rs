@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vaio_core::{
-    Capabilities, Descriptor, DeviceInfo, FilterFactory, FilterSpec, Promise, Support,
+    BlockDevice, Capabilities, Descriptor, DeviceInfo, FilterFactory, FilterSpec, Promise, Support,
 };
 
 use crate::{audit::Taps, disk::BLOCK, sim::Host};
@@ -66,10 +66,13 @@ pub struct Subject {
     beside: Vec<Beside>,
     target: Option<Target>,
     below: DeviceInfo,
+    /// A bug of the zoo: wraps the lower device of a disk that was opened before.
+    reopened: Option<Arc<WrapDevice>>,
     /// For the barrier audit: wraps the devices of each disk that is opened.
     tap: Option<Arc<MakeTaps>>,
 }
 
+type WrapDevice = dyn Fn(Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> + Send + Sync;
 type MakeTaps = dyn Fn(&Host) -> Taps + Send + Sync;
 
 impl std::fmt::Debug for Subject {
@@ -138,6 +141,7 @@ impl Subject {
             beside,
             target: None,
             below: weakest(),
+            reopened: None,
             tap: None,
         }
     }
@@ -232,6 +236,23 @@ impl Subject {
         let mut info = self.below;
         info.capacity = blocks * u64::from(info.logical_block);
         info
+    }
+
+    /// Wraps the lower device of each disk that is opened again.
+    #[must_use]
+    pub(crate) fn with_reopened(
+        mut self,
+        wrap: impl Fn(Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> + Send + Sync + 'static,
+    ) -> Self {
+        self.reopened = Some(Arc::new(wrap));
+        self
+    }
+
+    pub(crate) fn reopened(&self, lower: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
+        match &self.reopened {
+            Some(wrap) => wrap(lower),
+            None => lower,
+        }
     }
 
     pub(crate) fn tapped(&self, taps: impl Fn(&Host) -> Taps + Send + Sync + 'static) -> Self {

@@ -449,6 +449,16 @@ fn faults(group: &str, case: &str) -> Option<Explored> {
         ("faults", "recovery_read") => recovery(OpKind::Read),
         ("faults", "recovery_write") => recovery(OpKind::Write),
         ("faults", "recovery_flush") => recovery(OpKind::Flush),
+        ("faults", "reread") => {
+            let tiers = [Tier::All, Tier::DropOne, Tier::KeepOne];
+            let mut found = small(&[w(0, 1), w(0, 2), F, I], 2, 320).crashing(&tiers);
+            let how = How::Rule(once.on(OpKind::Read));
+            found.checks.reread_faults = vec![FaultBelow {
+                on: On::Backing,
+                how,
+            }];
+            found
+        }
         ("fsyncgate", "backing") => gate.rule(On::Backing, once.on(OpKind::Flush)),
         ("fsyncgate", "beside") => gate.rule(On::Beside, once.on(OpKind::Flush)),
         _ => return None,

@@ -15,7 +15,7 @@ macro_rules! __vaio_cases {
             era2 { write_after_recovery long_runs kill_then_power }
             torn { small_writes large_writes }
             recovery_crash { small_writes overwrites }
-            faults { backing_read backing_write backing_gone backing_stalls beside_read beside_write beside_gone no_space latent any recovery_read recovery_write recovery_flush }
+            faults { backing_read backing_write backing_gone backing_stalls beside_read beside_write beside_gone no_space latent any recovery_read recovery_write recovery_flush reread }
             fsyncgate { backing beside }
             dirty { never_under_reported across_crashes flush_to clean_after_close write_through }
             snapshot { quiesced held }

@@ -68,6 +68,9 @@ pub struct Checks {
     /// What fails below while a crash state is recovered: it may keep the disk from opening, and
     /// may not make it forget.
     pub recovery_faults: Vec<FaultBelow>,
+    /// What fails below after a recovered crash state was read, while it is read again: what was
+    /// shown once stays, whichever copy it comes from. Errors are honest meanwhile.
+    pub reread_faults: Vec<FaultBelow>,
 }
 
 impl Default for Checks {
@@ -83,6 +86,7 @@ impl Default for Checks {
             ordered: true,
             faults: Vec::new(),
             recovery_faults: Vec::new(),
+            reread_faults: Vec::new(),
         }
     }
 }

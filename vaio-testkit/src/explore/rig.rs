@@ -72,10 +72,11 @@ impl Rig {
         let names = std::iter::once(BACKING).chain(subject.beside().iter().map(|one| &*one.name));
         let past = media.iter().map(Media::last_moment).max().unwrap_or(0);
         let moments = Moments::after(past);
-        let disks = names
-            .zip(media)
-            .map(|(name, media)| SimDisk::new(sim, &moments, name, media))
-            .collect();
+        let disks = names.zip(media).map(|(name, mut media)| {
+            media.hand_over();
+            SimDisk::new(sim, &moments, name, media)
+        });
+        let disks = disks.collect();
         Self {
             sim: sim.clone(),
             subject: Arc::clone(subject),
@@ -107,6 +108,9 @@ impl Rig {
         let registry = FilterRegistry::default().with_shared(self.subject.factory(self.scale));
         let devices = SimDevices::new(host, beside);
         let mut lower = self.disks[0].handle(host);
+        if self.sidecar.snapshot().content.is_some() {
+            lower = self.subject.reopened(lower);
+        }
         let devices: Arc<dyn DeviceProvider> = match self.subject.taps(host) {
             None => Arc::new(devices),
             Some(taps) => {

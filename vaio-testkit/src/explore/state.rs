@@ -90,6 +90,9 @@ fn recover(
     let guest = guest(sim, &disk, belief);
     run(sim, guest.read_all())?;
     lab.look(&disk, rig, belief)?;
+    if !lab.checks.reread_faults.is_empty() {
+        reread(lab, sim, rig, guest)?;
+    }
     let mut states = 1;
     if lab.checks.second_era {
         second_era(lab, sim, rig, belief, (host, disk), variant)?;
@@ -101,6 +104,29 @@ fn recover(
         states += crashes_in_recovery(lab, &oracle, scale, &seen)?;
     }
     Ok(states)
+}
+
+/// Reads everything again while something fails below, and once more when nothing does.
+fn reread(lab: &Lab, sim: &Sim, rig: &Rig, guest: Guest<'_>) -> Result<(), Broken> {
+    super::set_faults(rig, &lab.checks.reread_faults);
+    let on_error = OnError::Allowed;
+    run(sim, Guest { on_error, ..guest }.read_all())?;
+    quiet(rig);
+    run(
+        sim,
+        Guest {
+            on_error: OnError::Broken,
+            ..guest
+        }
+        .read_all(),
+    )
+}
+
+fn quiet(rig: &Rig) {
+    for disk in rig.disks() {
+        disk.quiet();
+        disk.restore();
+    }
 }
 
 /// One write somewhere, a flush, power loss of everything that was not durable, and a second
@@ -160,10 +186,7 @@ fn reopened(lab: &Lab, sim: &Sim, rig: &Rig) -> Result<(Host, Disk), Broken> {
     }
     super::set_faults(rig, &lab.checks.recovery_faults);
     let first = open(sim, rig, &host);
-    for disk in rig.disks() {
-        disk.quiet();
-        disk.restore();
-    }
+    quiet(rig);
     if let Ok(disk) = first {
         return Ok((host, disk));
     }

@@ -68,7 +68,7 @@ pub enum Bug {
     FillUnlocked,
     ForgetsFirstBlockOnly,
     ZeroesKeepCached,
-    // Not in a twin: the harness wraps the backing in `FirstFlushLost`.
+    // Not in a twin: `FirstFlushLost` stands before the backing of a disk that is opened again.
     OpenNotFlushed,
     // Ordered replicator.
     StepNotFlushed,

@@ -1,7 +1,8 @@
 //! [`FirstFlushLost`]: a device that answers its first flush and does nothing.
 //!
 //! The framework flushes every lower device before an unclean open, so no filter can forget to.
-//! This takes that flush away, to show that the kit would see it: wrap the backing at each open.
+//! This takes that flush away, to show that the kit would see it: wrap the backing at each open but
+//! the first.
 
 use std::sync::{
     Arc,

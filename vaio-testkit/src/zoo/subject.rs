@@ -1,8 +1,10 @@
 //! A twin as a [`Subject`] of the suite.
 
+use std::sync::Arc;
+
 use vaio_core::Promise;
 
-use super::{Bug, Twin};
+use super::{Bug, FirstFlushLost, Twin};
 use crate::{Scale, Subject, disk::BLOCK};
 
 /// Blocks of the guest's disk.
@@ -23,7 +25,13 @@ impl Twin {
         let factory = registry
             .get(self.filter())
             .expect("the registry has the twin");
-        let subject = Subject::scaled(move |_| std::sync::Arc::clone(&factory));
+        let subject = Subject::scaled(move |_| Arc::clone(&factory));
+        let subject = match bug {
+            Some(Bug::OpenNotFlushed) => {
+                subject.with_reopened(|lower| Arc::new(FirstFlushLost::new(lower)))
+            }
+            _ => subject,
+        };
         let names = self.devices(BLOCK, BLOCK).into_iter().map(|(name, _)| name);
         names.fold(subject.guest_blocks(guest_blocks), |subject, name| {
             subject.device(name, move |scale| {

@@ -288,7 +288,11 @@ async fn run(mirror: Arc<Shared>) {
         let Some(step) = mirror.cx.step().await else {
             return;
         };
-        let copied = mirror.resync(extent).await;
+        let mut copied = mirror.resync(extent).await;
+        if copied.is_ok() && mirror.sides().first_stale().is_none() {
+            // Both, so that the loss of the primary is no loss of the disk.
+            copied = mirror.record().await;
+        }
         drop(step);
         if copied.is_err() {
             let sleep = mirror.cx.rt().sleep(RETRY_INTERVAL);
