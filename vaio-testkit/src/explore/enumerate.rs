@@ -2,7 +2,7 @@
 //! several depths and schedules. Pure.
 
 use super::Plan;
-use crate::{GuestOp, Scale, sim::Schedule};
+use crate::{Family, GuestOp, Scale, Swarm, Tape, sim::Schedule};
 
 /// The space that is enumerated.
 #[derive(Clone, Debug)]
@@ -28,6 +28,21 @@ pub struct Small {
     pub plan: Plan,
     /// Seed of schedule, events and kicks.
     pub seed: Option<u64>,
+}
+
+impl Small {
+    /// What decides. Half of the seeds do much of everything, half as their seed says. None draws
+    /// entropy: identities that differ from run to run would only make equal media look different.
+    pub fn tape(&self) -> Tape {
+        let Some(seed) = self.seed else {
+            return Tape::benign();
+        };
+        let swarm = match seed % 2 {
+            0 => Swarm::default(),
+            _ => Swarm::random(seed).with(Family::Event, 1),
+        };
+        Tape::random(seed).with_swarm(swarm.with(Family::Entropy, 0))
+    }
 }
 
 impl Space {

@@ -16,6 +16,7 @@ pub mod enumerate;
 mod guest;
 pub mod plan;
 pub mod random;
+mod recovered;
 mod rig;
 pub mod run;
 mod shrink;
@@ -71,6 +72,9 @@ pub struct Checks {
     /// What fails below after a recovered crash state was read, while it is read again: what was
     /// shown once stays, whichever copy it comes from. Errors are honest meanwhile.
     pub reread_faults: Vec<FaultBelow>,
+    /// Media that were recovered before are not recovered again for a guest with another history:
+    /// what was read from them is put to its oracle. Off: every state is recovered, much slower.
+    pub reuses_recoveries: bool,
 }
 
 impl Default for Checks {
@@ -87,6 +91,7 @@ impl Default for Checks {
             faults: Vec::new(),
             recovery_faults: Vec::new(),
             reread_faults: Vec::new(),
+            reuses_recoveries: true,
         }
     }
 }

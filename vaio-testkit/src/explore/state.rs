@@ -8,6 +8,7 @@ use vaio_core::Disk;
 use super::{
     Broken, Checks, Lab,
     guest::{Belief, Guest, OnError},
+    recovered::Recovered,
     rig::{Rig, RigSnapshot, limits},
 };
 use crate::{
@@ -49,6 +50,22 @@ impl State {
     pub fn check(self, lab: &Lab) -> Result<u64, Broken> {
         let sim = Sim::new(Tape::benign(), Schedule::Fifo);
         self.check_in(lab, &sim)
+    }
+
+    /// As [`check`](Self::check), with what was read, to be put to other oracles.
+    pub(super) fn check_and_keep(self, lab: &Lab) -> Result<(u64, Option<Recovered>), Broken> {
+        let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+        let history = self.oracle.history();
+        let (ops, crashes) = (history.ops().count(), history.crashes().len());
+        let (checked, _, belief) = self.recorded_in(lab, &sim);
+        let states = checked?;
+        // What else is looked at is not in what was read.
+        let is_all = lab.checks.reuses_recoveries
+            && !lab.checks.dirty
+            && !lab.checks.recovery_crash
+            && lab.checks.recovery_faults.is_empty();
+        let recovered = || Recovered::of(belief.oracle().history(), ops, crashes, states);
+        Ok((states, is_all.then(recovered).flatten()))
     }
 
     /// As [`check`](Self::check), in a world that the caller looks at.

@@ -8,7 +8,9 @@ use std::{
 
 use futures::channel::oneshot;
 
-use super::{Belief, Broken, CrashKind, Lab, Rig, RigSnapshot, State, state::Left};
+use super::{
+    Belief, Broken, CrashKind, Lab, Rig, RigSnapshot, State, recovered::Recoveries, state::Left,
+};
 use crate::{
     Scale,
     disk::{CrashSpec, Image, Landing, Media, Tier},
@@ -17,9 +19,13 @@ use crate::{
     subject::Target,
 };
 
-/// Crash states that were checked before: equal states need one check in a campaign.
+/// What was checked before: equal crash states need one check in a campaign, and equal media one
+/// recovery.
 #[derive(Clone, Debug, Default)]
-pub struct Seen(BTreeSet<u64>);
+pub struct Seen {
+    states: BTreeSet<u64>,
+    recoveries: Recoveries,
+}
 
 /// What a run did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,8 +36,10 @@ pub struct Work {
     pub boundaries: u64,
     /// Crash images that were made.
     pub images: u64,
-    /// Crash states that were recovered and checked, second eras included.
+    /// Crash states that were checked, second eras included.
     pub states: u64,
+    /// Recoveries that were carried out for them; what the others read was known.
+    pub recoveries: u64,
 }
 
 impl std::ops::AddAssign for Work {
@@ -40,6 +48,7 @@ impl std::ops::AddAssign for Work {
         self.boundaries += other.boundaries;
         self.images += other.images;
         self.states += other.states;
+        self.recoveries += other.recoveries;
     }
 }
 
@@ -222,24 +231,36 @@ impl Inner {
         let tiers = self.lab.checks.tiers.clone();
         for sidecar in snapshot.sidecar.images() {
             let salt = mix(legal, hash_of(sidecar.as_deref()));
-            let (seen, images) = (&mut self.seen.0, &mut self.work.images);
+            let (seen, images) = (&mut self.seen.states, &mut self.work.images);
             let cases = point.cases(&tiers, &mut |_| 0, &mut |hash| {
                 *images += 1;
                 seen.insert(mix(salt, hash))
             });
+            if cases.is_empty() {
+                continue;
+            }
+            let mut crashed = self.belief.oracle().clone();
+            crashed.crash();
             for case in cases {
-                let state = self.state(
-                    Left::Images(point.images(&case)),
-                    sidecar.clone(),
-                    case.hash,
-                );
-                let checked = state.check(&self.lab);
-                self.work.states += checked.map_err(|broken| {
+                let media = mix(case.hash, hash_of(sidecar.as_deref()));
+                let known = self.seen.recoveries.get(media);
+                if let Some(states) = known.and_then(|known| known.is_legal(&crashed)) {
+                    self.work.states += states;
+                    continue;
+                }
+                let left = Left::Images(point.images(&case));
+                let state = self.state(left, sidecar.clone(), case.hash);
+                let checked = state.clone().check_and_keep(&self.lab);
+                let (states, recovered) = checked.map_err(|broken| {
                     let mut found = self.found(broken, CrashKind::Power, Some(point.spec(&case)));
-                    let left = Left::Images(point.images(&case));
-                    found.last.state = Some(self.state(left, sidecar.clone(), case.hash));
+                    found.last.state = Some(state);
                     found
                 })?;
+                self.work.states += states;
+                self.work.recoveries += states;
+                if let Some(recovered) = recovered {
+                    self.seen.recoveries.keep(media, recovered);
+                }
             }
         }
         Ok(())
@@ -264,7 +285,11 @@ impl Inner {
                 mix(mix(sum, media.live().hash()), media.durable().hash())
             });
             for sidecar in snapshot.sidecar.images() {
-                if !self.seen.0.insert(mix(live, !hash_of(sidecar.as_deref()))) {
+                if !self
+                    .seen
+                    .states
+                    .insert(mix(live, !hash_of(sidecar.as_deref())))
+                {
                     continue;
                 }
                 let state = |sidecar| self.state(Left::Media(media.clone()), sidecar, live);
@@ -316,7 +341,7 @@ impl Inner {
             Tier::Prefix,
         ];
         let salt = mix(oracle.legal_hash(), u64::from(self.boundary) ^ 0x7a76);
-        let seen = &mut self.seen.0;
+        let seen = &mut self.seen.states;
         let cases = point.cases(&tiers, &mut |_| 0, &mut |hash| seen.insert(mix(salt, hash)));
         if cases.is_empty() {
             return Ok(());
