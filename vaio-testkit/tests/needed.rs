@@ -4,7 +4,7 @@
 
 use vaio_core::Promise;
 use vaio_testkit::{
-    Family, GuestOp, Swarm, Tape,
+    Family, GuestOp,
     disk::Tier,
     explore::{Checks, Lab, Seen, enumerate::Space, run},
     zoo::{Bug, Twin},
@@ -37,11 +37,7 @@ fn is_found(search: &Search) -> bool {
     };
     let mut seen = Seen::default();
     space.runs().any(|small| {
-        let tape = match small.seed {
-            None => Tape::benign(),
-            Some(seed) if seed % 2 == 0 => Tape::random(seed),
-            Some(seed) => Tape::random(seed).with_swarm(Swarm::random(seed).with(Family::Event, 1)),
-        };
+        let tape = small.tape();
         if !search.kicks {
             tape.set_mask(Family::Kick, true);
         }

@@ -9,7 +9,7 @@ use super::{
     run::{replay, run},
     shrink,
 };
-use crate::{Family, Swarm, Tape};
+use crate::Tape;
 
 /// What a campaign found.
 #[derive(Debug, Default)]
@@ -49,8 +49,7 @@ pub fn exhaustive(lab: &Lab, space: &Space, effort: Effort) -> Verdict {
     let mut verdict = Verdict::default();
     let mut seen = Seen::default();
     for small in spread(space, effort.runs_max) {
-        let tape = tape_of(&small);
-        if verdict.add(lab, &small.plan, &tape, &mut seen, effort) {
+        if verdict.add(lab, &small.plan, &small.tape(), &mut seen, effort) {
             break;
         }
     }
@@ -106,18 +105,6 @@ pub fn smallest(lab: &Lab, failure: &Failure, tries_max: usize) -> Box<Failure> 
         Some(best.plan.clone())
     });
     best
-}
-
-fn tape_of(small: &Small) -> Tape {
-    match small.seed {
-        None => Tape::benign(),
-        // Half of them do much of everything, half as their seed says.
-        Some(seed) if seed % 2 == 0 => Tape::random(seed),
-        Some(seed) => {
-            let swarm = Swarm::random(seed).with(Family::Event, 1);
-            Tape::random(seed).with_swarm(swarm)
-        }
-    }
 }
 
 /// All runs of the space if there are no more than `max`; else all workloads that are shorter than

@@ -2,7 +2,7 @@
 //! several depths and schedules. Pure.
 
 use super::Plan;
-use crate::{GuestOp, Scale, sim::Schedule};
+use crate::{Family, GuestOp, Scale, Swarm, Tape, sim::Schedule};
 
 /// The space that is enumerated.
 #[derive(Clone, Debug)]
@@ -28,6 +28,21 @@ pub struct Small {
     pub plan: Plan,
     /// Seed of schedule, events and kicks.
     pub seed: Option<u64>,
+}
+
+impl Small {
+    /// The tape that decides what the plan leaves open.
+    pub fn tape(&self) -> Tape {
+        match self.seed {
+            None => Tape::benign(),
+            // Half of them do much of everything, half as their seed says.
+            Some(seed) if seed % 2 == 0 => Tape::random(seed),
+            Some(seed) => {
+                let swarm = Swarm::random(seed).with(Family::Event, 1);
+                Tape::random(seed).with_swarm(swarm)
+            }
+        }
+    }
 }
 
 impl Space {
