@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vaio_core::{
-    Capabilities, Descriptor, DeviceInfo, FilterFactory, FilterSpec, Promise, Support,
+    BlockDevice, Capabilities, Descriptor, DeviceInfo, FilterFactory, FilterSpec, Promise, Support,
 };
 
 use crate::{audit::Taps, disk::BLOCK, sim::Host};
@@ -68,8 +68,11 @@ pub struct Subject {
     below: DeviceInfo,
     /// For the barrier audit: wraps the devices of each disk that is opened.
     tap: Option<Arc<MakeTaps>>,
+    /// For bugs that are not the filter's: wraps the lower device of each disk that is opened.
+    over: Option<Arc<WrapLower>>,
 }
 
+type WrapLower = dyn Fn(Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> + Send + Sync;
 type MakeTaps = dyn Fn(&Host) -> Taps + Send + Sync;
 
 impl std::fmt::Debug for Subject {
@@ -139,6 +142,7 @@ impl Subject {
             target: None,
             below: weakest(),
             tap: None,
+            over: None,
         }
     }
 
@@ -232,6 +236,22 @@ impl Subject {
         let mut info = self.below;
         info.capacity = blocks * u64::from(info.logical_block);
         info
+    }
+
+    /// The same over a lower device that is wrapped anew at each opening.
+    pub(crate) fn over(
+        mut self,
+        wrap: impl Fn(Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> + Send + Sync + 'static,
+    ) -> Self {
+        self.over = Some(Arc::new(wrap));
+        self
+    }
+
+    pub(crate) fn wrapped(&self, lower: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
+        match &self.over {
+            Some(wrap) => wrap(lower),
+            None => lower,
+        }
     }
 
     pub(crate) fn tapped(&self, taps: impl Fn(&Host) -> Taps + Send + Sync + 'static) -> Self {

@@ -472,7 +472,7 @@ fn broken_filter() {
 #[test]
 #[ignore = "plan_that_fails_no_more_is_said_to_pass runs it"]
 fn mended_filter() {
-    let subject = Twin::WriteBack.subject(Promise::AtAck, None);
+    let subject = vaio_testkit::zoo::Twin::WriteBack.subject(Promise::AtAck, None);
     conformance::check(&subject, "crash::all_kept", &CALLER);
 }
 
@@ -482,7 +482,7 @@ fn plan_that_fails_no_more_is_said_to_pass() {
     let path = folder.path().join("old.vaio");
     let said = |case: &str| {
         let text = format!("vaio-plan 1\ncase {case}\nscale tiny\nblocks 4\ndepth 1\nop write 0 1\n");
-        std::fs::write(&path, text).unwrap();
+        fs::write(&path, text).unwrap();
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["mended_filter", "--exact", "--ignored", "--nocapture"])
             .env("VAIO_PLAN", &path)

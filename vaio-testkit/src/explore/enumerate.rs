@@ -35,14 +35,18 @@ impl Small {
     pub fn tape(&self) -> Tape {
         match self.seed {
             None => Tape::benign(),
-            // Half of them do much of everything, half as their seed says.
-            Some(seed) if seed % 2 == 0 => Tape::random(seed),
-            Some(seed) => {
-                let swarm = Swarm::random(seed).with(Family::Event, 1);
-                Tape::random(seed).with_swarm(swarm)
-            }
+            Some(seed) => tape_of(seed),
         }
     }
+}
+
+/// The tape of a seed: half of them do much of everything, half as their seed says.
+pub(super) fn tape_of(seed: u64) -> Tape {
+    if seed.is_multiple_of(2) {
+        return Tape::random(seed);
+    }
+    let swarm = Swarm::random(seed).with(Family::Event, 1);
+    Tape::random(seed).with_swarm(swarm)
 }
 
 impl Space {

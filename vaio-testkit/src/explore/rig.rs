@@ -106,7 +106,7 @@ impl Rig {
         let spec = self.subject.spec().clone();
         let registry = FilterRegistry::default().with_shared(self.subject.factory(self.scale));
         let devices = SimDevices::new(host, beside);
-        let mut lower = self.disks[0].handle(host);
+        let mut lower = self.subject.wrapped(self.disks[0].handle(host));
         let devices: Arc<dyn DeviceProvider> = match self.subject.taps(host) {
             None => Arc::new(devices),
             Some(taps) => {

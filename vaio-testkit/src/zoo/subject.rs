@@ -2,7 +2,7 @@
 
 use vaio_core::Promise;
 
-use super::{Bug, Twin};
+use super::{Bug, FirstFlushLost, Twin};
 use crate::{Scale, Subject, disk::BLOCK};
 
 /// Blocks of the guest's disk.
@@ -23,7 +23,10 @@ impl Twin {
         let factory = registry
             .get(self.filter())
             .expect("the registry has the twin");
-        let subject = Subject::scaled(move |_| std::sync::Arc::clone(&factory));
+        let mut subject = Subject::scaled(move |_| std::sync::Arc::clone(&factory));
+        if bug == Some(Bug::OpenNotFlushed) {
+            subject = subject.over(|lower| std::sync::Arc::new(FirstFlushLost::new(lower)));
+        }
         let names = self.devices(BLOCK, BLOCK).into_iter().map(|(name, _)| name);
         names.fold(subject.guest_blocks(guest_blocks), |subject, name| {
             subject.device(name, move |scale| {
