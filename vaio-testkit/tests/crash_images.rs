@@ -481,9 +481,7 @@ fn what_failed_or_was_undecided_is_what_the_next_process_reads() {
 #[test]
 fn discard_that_was_written_over_does_not_come_back_when_the_disk_is_taken_over() {
     let mut twin = Twin::new(true, DiscardReads::OldOrZero);
-    let discard = twin
-        .media
-        .submit(0, Change::Discard { count: 2 }, false, 1);
+    let discard = twin.media.submit(0, Change::Discard { count: 2 }, false, 1);
     twin.media.complete_with(discard, 2, |_| true);
     let change = Change::Write(Bytes::from(vec![7; 512]));
     let over = twin.media.submit(0, change, true, 3);

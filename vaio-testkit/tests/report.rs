@@ -481,7 +481,8 @@ fn plan_that_fails_no_more_is_said_to_pass() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("old.vaio");
     let said = |case: &str| {
-        let text = format!("vaio-plan 1\ncase {case}\nscale tiny\nblocks 4\ndepth 1\nop write 0 1\n");
+        let text =
+            format!("vaio-plan 1\ncase {case}\nscale tiny\nblocks 4\ndepth 1\nop write 0 1\n");
         fs::write(&path, text).unwrap();
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["mended_filter", "--exact", "--ignored", "--nocapture"])

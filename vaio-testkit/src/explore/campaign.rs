@@ -116,12 +116,14 @@ pub fn smallest(lab: &Lab, failure: &Failure, tries_max: usize) -> Box<Failure> 
 }
 
 /// What a shrink may cost, as [`price_of`] counts: a few seconds of one core.
-const PRICE_MAX: u64 = 3_000_000;
+const PRICE_MAX: u64 = 2_000_000;
 
 /// About the microseconds that a run takes, from what it did: a clock would not give the same
 /// answer twice.
 const fn price_of(ran: &Ran) -> u64 {
-    10 + ran.steps + 30 * ran.work.states
+    // Steps alone say little: a task that spins takes a million in a moment.
+    let work = &ran.work;
+    20 + ran.steps / 300 + 3 * work.boundaries + 10 * work.images + 30 * work.states
 }
 
 /// All runs of the space if there are no more than `max`; else all workloads that are shorter than

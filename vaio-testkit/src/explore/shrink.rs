@@ -9,8 +9,10 @@
 //! tried *afresh*: with crashes at other moments and choices by chance, which are then dropped like
 //! those that were found.
 
+use std::ops::Range;
+
 use super::{
-    plan::{CrashKind, Plan},
+    plan::{Crash, CrashKind, Plan},
     simpler::{simpler, weight},
 };
 use crate::{
@@ -23,6 +25,10 @@ use crate::{
 pub const TRIES_MAX: usize = 20_000;
 /// Seeds that a plan is tried afresh with.
 const SEEDS: u64 = 24;
+/// The same for one that is still long.
+const SEEDS_LONG: u64 = 160;
+/// Operations up to which a plan with one crash is easy to follow.
+const OPS_EASY: usize = 5;
 /// About how many boundaries an operation has at most, background work included.
 const BOUNDARIES_PER_OP: u64 = 8;
 
@@ -125,7 +131,9 @@ fn stirred(plan: &Plan, seed: u64) -> Plan {
             continue;
         };
         crash.spec = None;
-        if seed >= 2 {
+        if seed % 4 == 2 {
+            crash.after = Crash::AT_END;
+        } else if seed >= 2 {
             let most = BOUNDARIES_PER_OP * (2 + era.ops.len() as u64);
             let after = 1 + mix(seed ^ mix(number)) % most;
             crash.after = u32::try_from(after).unwrap_or(u32::MAX);
@@ -152,11 +160,11 @@ impl<F: FnMut(Attempt<'_>) -> Option<Plan>> Shrinker<F> {
             let before = size(&self.plan);
             self.eras();
             self.all_choices();
+            self.crashes();
             self.ops();
             self.depth_and_schedule();
             self.choices();
             self.simpler_ops();
-            self.crashes();
             if size(&self.plan) >= before || self.is_spent() {
                 return;
             }
@@ -166,8 +174,15 @@ impl<F: FnMut(Attempt<'_>) -> Option<Plan>> Shrinker<F> {
     /// Tries plans with fewer eras or operations with other choices and other moments of the
     /// crashes; the first that fails is kept.
     fn afresh(&mut self) -> bool {
-        cuts(&self.plan).iter().any(|cut| {
-            (0..SEEDS).any(|seed| {
+        let cuts = cuts(&self.plan);
+        // What is easy to follow already is not worth the longer search.
+        let is_small = self.plan.ops() <= OPS_EASY && self.plan.crashes() <= 1;
+        self.with_seeds(&cuts, 0..SEEDS) || !is_small && self.with_seeds(&cuts, SEEDS..SEEDS_LONG)
+    }
+
+    fn with_seeds(&mut self, cuts: &[Plan], seeds: Range<u64>) -> bool {
+        cuts.iter().any(|cut| {
+            seeds.clone().any(|seed| {
                 let plan = &stirred(cut, seed);
                 self.attempt(Attempt {
                     plan,
@@ -331,8 +346,18 @@ impl<F: FnMut(Attempt<'_>) -> Option<Plan>> Shrinker<F> {
         }
     }
 
-    /// As early as halving and single steps lead.
+    /// At the end of its era, which outlives edits that add IO below; else as early as halving and
+    /// single steps lead.
     fn crash_earlier(&mut self, era: usize, mut now: u32) {
+        if now == Crash::AT_END
+            || self.try_change(|plan| {
+                if let Some(crash) = &mut plan.eras[era].crash {
+                    crash.after = Crash::AT_END;
+                }
+            })
+        {
+            return;
+        }
         let mut step = now / 2;
         while step > 0 {
             let is_earlier = self.try_change(|plan| {
@@ -364,11 +389,7 @@ impl<F: FnMut(Attempt<'_>) -> Option<Plan>> Shrinker<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        GuestOp,
-        Scale,
-        explore::plan::{Crash, Era},
-    };
+    use crate::{GuestOp, Scale, explore::plan::Era};
 
     fn write(block: u64) -> GuestOp {
         GuestOp::Write {
