@@ -120,8 +120,8 @@ fn one_life(row: &Row, ops: usize) -> Space {
 
 /// Boundaries after which a life ends, beside its end.
 const ENDS: u32 = 12;
-/// The end of a life, whatever it did.
-const AT_END: u32 = 1000;
+/// The same for a life that is a recovery and nothing else.
+const ENDS_RECOVERY: u32 = 40;
 
 /// Several lives: the workload is cut in two by a power loss at each of the first boundaries, which
 /// takes nothing, everything, or everything that one disk holds; or power fails in its recovery.
@@ -146,8 +146,12 @@ fn lives(row: &Row, ops: usize) -> impl Iterator<Item = Small> + use<> {
     workloads.into_iter().flat_map(move |small| {
         let mut found = Vec::new();
         for spec in &specs {
-            for after in (1..=ENDS).chain([AT_END]) {
-                let cuts = if is_in_recovery { 1 } else { ops };
+            let (cuts, ends) = if is_in_recovery {
+                (1, ENDS_RECOVERY)
+            } else {
+                (ops, ENDS)
+            };
+            for after in (1..=ends).chain([Crash::AT_END]) {
                 for cut in 1..=cuts {
                     let crash = crash(after, spec.clone());
                     let eras = if is_in_recovery {
@@ -191,7 +195,7 @@ fn cut_in_two(plan: &Plan, cut: usize, crash: Crash) -> Vec<Era> {
 fn in_recovery(plan: &Plan, cut: Crash) -> Vec<Era> {
     let first = Era {
         ops: plan.eras[0].ops.clone(),
-        crash: Some(crash(AT_END, CrashSpec::default())),
+        crash: Some(crash(Crash::AT_END, CrashSpec::default())),
     };
     let second = Era {
         ops: Vec::new(),
@@ -288,7 +292,7 @@ fn search(row: &Row) -> Option<Smallest> {
                 (lab, seen) = (now, Seen::default());
             }
             let rule = caught(&one, &mut seen)?;
-            Some(smallest(row, ops, number, &one, rule, 200))
+            Some(smallest(row, ops, number, &one, rule, 1000))
         })
     })
 }
@@ -355,7 +359,7 @@ fn words(small: &Small) -> String {
         }
         if let Some(crash) = &era.crash {
             let when = match crash.after {
-                AT_END => "at the end".to_owned(),
+                Crash::AT_END => "at the end".to_owned(),
                 after => format!("at {after}"),
             };
             let spec = crash.spec.as_ref().map(CrashSpec::to_string);
