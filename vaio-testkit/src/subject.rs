@@ -146,6 +146,17 @@ impl Subject {
         }
     }
 
+    /// The same world with another factory, whose descriptor is the same: an edited or wrapped
+    /// filter.
+    #[must_use]
+    pub fn with_factory(
+        mut self,
+        make: impl Fn(Scale) -> Arc<dyn FilterFactory> + Send + Sync + 'static,
+    ) -> Self {
+        self.make = Arc::new(make);
+        self
+    }
+
     /// A setting, as an operator would write it.
     #[must_use]
     pub fn setting(mut self, key: &str, value: &str) -> Self {

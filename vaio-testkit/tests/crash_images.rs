@@ -479,6 +479,20 @@ fn what_failed_or_was_undecided_is_what_the_next_process_reads() {
 }
 
 #[test]
+fn discard_that_was_written_over_does_not_come_back_when_the_disk_is_taken_over() {
+    let mut twin = Twin::new(true, DiscardReads::OldOrZero);
+    let discard = twin.media.submit(0, Change::Discard { count: 2 }, false, 1);
+    twin.media.complete_with(discard, 2, |_| true);
+    let change = Change::Write(Bytes::from(vec![7; 512]));
+    let over = twin.media.submit(0, change, true, 3);
+    twin.media.complete(over, 4);
+    twin.media.hand_over();
+    twin.media.flush(5);
+    assert_eq!(twin.media.durable().block(0), twin.media.live().block(0));
+    assert_eq!(images(&twin.point(), &[Tier::Exhaustive]).len(), 1);
+}
+
+#[test]
 fn orphan_lands_after_newer_data() {
     let mut twin = Twin::new(true, DiscardReads::Zero);
     let orphan = write(&mut twin.media, 0, 1, 1);

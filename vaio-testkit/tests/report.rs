@@ -470,6 +470,39 @@ fn broken_filter() {
 }
 
 #[test]
+#[ignore = "plan_that_fails_no_more_is_said_to_pass runs it"]
+fn mended_filter() {
+    let subject = vaio_testkit::zoo::Twin::WriteBack.subject(Promise::AtAck, None);
+    conformance::check(&subject, "crash::all_kept", &CALLER);
+}
+
+#[test]
+fn plan_that_fails_no_more_is_said_to_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.vaio");
+    let said = |case: &str| {
+        let text =
+            format!("vaio-plan 1\ncase {case}\nscale tiny\nblocks 4\ndepth 1\nop write 0 1\n");
+        fs::write(&path, text).unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["mended_filter", "--exact", "--ignored", "--nocapture"])
+            .env("VAIO_PLAN", &path)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_tells(
+        &said("crash::all_kept"),
+        &["crash::all_kept: passed, the plan no longer fails, path="],
+    );
+    assert_tells(
+        &said("crash::none_kept"),
+        &["crash::all_kept: skipped: VAIO_PLAN is a plan of another case"],
+    );
+}
+
+#[test]
 fn replay_command_as_printed_fails_in_the_same_way() {
     let folder = tempfile::tempdir().unwrap();
     let exe = std::env::current_exe().unwrap();

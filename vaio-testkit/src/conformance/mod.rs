@@ -151,27 +151,12 @@ pub fn check(subject: &Subject, name: &str, caller: &Caller) {
     let budget = Budget::from_env();
     let known = caller.known_failures.iter().find(|(case, _)| *case == name);
     let quiet = quietly::begin();
-    let said = match saved_plans(name, caller)
-        .into_iter()
-        .find_map(|(path, plan)| {
-            // Of a swept fault the plan does not say when it came.
-            let (failure, lab) = labs_of(subject, name)
-                .into_iter()
-                .find_map(|lab| Some((replay(&lab, &plan).failure?, lab)))?;
-            println!("{name}: {path} fails again");
-            let was = (plan.ops(), plan.crashes());
-            Some(Found {
-                broken: failure.broken.clone(),
-                failure: Some(failure),
-                was,
-                lab,
-                seed: None,
-                recording: None,
-            })
-        }) {
+    let plans = saved_plans(name, caller);
+    let said = match fails_again(subject, name, &plans) {
         Some(found) => Said::Failed(Box::new(found)),
         None if env::var_os("VAIO_PLAN").is_some() => {
-            Said::Skipped("VAIO_PLAN is for another case, or passes".into())
+            println!("{name}: {}", no_longer(&plans));
+            return;
         }
         None => run_case(subject, name, &budget),
     };
@@ -186,6 +171,34 @@ pub fn check(subject: &Subject, name: &str, caller: &Caller) {
             println!("{name}: fails as known ({why}): {}", found.broken.rule);
         }
         (Said::Failed(found), None) => panic!("{}", report::failed(subject, name, caller, &found)),
+    }
+}
+
+/// Replays the saved plans of a case; the first that fails.
+fn fails_again(subject: &Subject, name: &str, plans: &[(String, Plan)]) -> Option<Found> {
+    plans.iter().find_map(|(path, plan)| {
+        // Of a swept fault the plan does not say when it came.
+        let (failure, lab) = labs_of(subject, name)
+            .into_iter()
+            .find_map(|lab| Some((replay(&lab, plan).failure?, lab)))?;
+        println!("{name}: {path} fails again");
+        let was = (plan.ops(), plan.crashes());
+        Some(Found {
+            broken: failure.broken.clone(),
+            failure: Some(failure),
+            was,
+            lab,
+            seed: None,
+            recording: None,
+        })
+    })
+}
+
+/// What is said where `VAIO_PLAN` is set and did not fail.
+fn no_longer(plans: &[(String, Plan)]) -> String {
+    match plans {
+        [] => "skipped: VAIO_PLAN is a plan of another case".to_owned(),
+        [(path, _), ..] => format!("passed, the plan no longer fails, path={path}"),
     }
 }
 

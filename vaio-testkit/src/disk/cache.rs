@@ -223,6 +223,10 @@ impl Media {
             let mutation = Arc::make_mut(mutation);
             mutation.end = Some(End { is_ok: true, ..end });
             for unit in &mut mutation.units {
+                if unit.is_gone() {
+                    // A durable version came after it: it does not come back.
+                    continue;
+                }
                 if !unit.is_shown {
                     unit.cover = Cover::Gone;
                 } else if unit.cover == Cover::Doomed || !unit.is_decided {

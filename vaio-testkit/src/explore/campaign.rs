@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Failure, Lab, Plan, Seen, TRIES_MAX, Work,
-    enumerate::{Small, Space},
+    Failure, Lab, Plan, Ran, Seen, TRIES_MAX, Work,
+    enumerate::{Small, Space, tape_of},
     random::Large,
-    run::{replay, run},
+    run::run,
     shrink,
 };
 use crate::Tape;
@@ -49,8 +49,7 @@ pub fn exhaustive(lab: &Lab, space: &Space, effort: Effort) -> Verdict {
     let mut verdict = Verdict::default();
     let mut seen = Seen::default();
     for small in spread(space, effort.runs_max) {
-        let tape = small.tape();
-        if verdict.add(lab, &small.plan, &tape, &mut seen, effort) {
+        if verdict.add(lab, &small.plan, &small.tape(), &mut seen, effort) {
             break;
         }
     }
@@ -94,18 +93,37 @@ impl Verdict {
     }
 }
 
-/// The smallest failure of the same rule that shrinking finds.
+/// The smallest failure of the same rule that shrinking finds, in at most `tries_max` tries and
+/// [`PRICE_MAX`].
 pub fn smallest(lab: &Lab, failure: &Failure, tries_max: usize) -> Box<Failure> {
     let rule = failure.broken.rule.clone();
     let mut best = Box::new(failure.clone());
-    shrink(failure.plan.clone(), tries_max, |plan| {
-        let failed = replay(lab, plan)
-            .failure
-            .filter(|failed| failed.broken.rule == rule)?;
-        best = failed;
+    let mut price = 0;
+    shrink(failure.plan.clone(), tries_max, |attempt| {
+        if price >= PRICE_MAX {
+            return None;
+        }
+        let tape = match attempt.seed {
+            Some(seed) => tape_of(seed),
+            None => Tape::replay(attempt.plan.choices.clone()),
+        };
+        let ran = run(lab, attempt.plan, &tape, &mut Seen::default());
+        price += price_of(&ran);
+        best = ran.failure.filter(|failed| failed.broken.rule == rule)?;
         Some(best.plan.clone())
     });
     best
+}
+
+/// What a shrink may cost, as [`price_of`] counts: a few seconds of one core.
+const PRICE_MAX: u64 = 2_000_000;
+
+/// About the microseconds that a run takes, from what it did: a clock would not give the same
+/// answer twice.
+const fn price_of(ran: &Ran) -> u64 {
+    // Steps alone say little: a task that spins takes a million in a moment.
+    let work = &ran.work;
+    20 + ran.steps / 300 + 3 * work.boundaries + 10 * work.images + 30 * work.states
 }
 
 /// All runs of the space if there are no more than `max`; else all workloads that are shorter than

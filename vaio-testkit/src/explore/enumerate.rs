@@ -31,18 +31,23 @@ pub struct Small {
 }
 
 impl Small {
-    /// What decides. Half of the seeds do much of everything, half as their seed says. None draws
-    /// entropy: identities that differ from run to run would only make equal media look different.
+    /// The tape that decides what the plan leaves open.
     pub fn tape(&self) -> Tape {
-        let Some(seed) = self.seed else {
-            return Tape::benign();
-        };
-        let swarm = match seed % 2 {
-            0 => Swarm::default(),
-            _ => Swarm::random(seed).with(Family::Event, 1),
-        };
-        Tape::random(seed).with_swarm(swarm.with(Family::Entropy, 0))
+        match self.seed {
+            None => Tape::benign(),
+            Some(seed) => tape_of(seed),
+        }
     }
+}
+
+/// The tape of a seed: half of them do much of everything, half as their seed says. None draws
+/// entropy: identities that differ from run to run would only make equal media look different.
+pub(super) fn tape_of(seed: u64) -> Tape {
+    let swarm = match seed % 2 {
+        0 => Swarm::default(),
+        _ => Swarm::random(seed).with(Family::Event, 1),
+    };
+    Tape::random(seed).with_swarm(swarm.with(Family::Entropy, 0))
 }
 
 impl Space {

@@ -20,6 +20,7 @@ mod recovered;
 mod rig;
 pub mod run;
 mod shrink;
+mod simpler;
 mod state;
 mod watch;
 
@@ -33,7 +34,7 @@ pub use plan::{Crash, CrashKind, Era, Plan, PlanError};
 pub use rig::{BACKING, Rig, RigSnapshot, limits};
 pub(crate) use run::recorded_in;
 pub use run::{Failure, Ran, replay, run, run_in};
-pub use shrink::{Shrunk, TRIES_MAX, shrink};
+pub use shrink::{Attempt, Shrunk, TRIES_MAX, shrink};
 pub use state::{Left, State};
 pub use watch::{Seen, Work, values_of};
 

@@ -19,7 +19,8 @@
 //! choose kick timer#2 = 1
 //! ```
 //! `crash KIND N` ends an era after its Nth boundary (a completion below, or an answer to the
-//! guest); `crash KIND N SPEC` says what survives, else the choices do. `end` says which crash
+//! guest), `crash KIND end` after its operations; `crash KIND N SPEC` says what survives, else the
+//! choices do. `end` says which crash
 //! state of the last era failed.
 
 use std::{fmt, fmt::Write as _, str::FromStr};
@@ -60,6 +61,11 @@ pub struct Crash {
     pub after: u32,
     /// What survives; `None`: the choices decide.
     pub spec: Option<CrashSpec>,
+}
+
+impl Crash {
+    /// For `after`: when the era has done its operations.
+    pub const AT_END: u32 = u32::MAX;
 }
 
 /// From one opening of the disk to its crash.
@@ -141,7 +147,11 @@ impl fmt::Display for Plan {
                 writeln!(f, "op {op}")?;
             }
             if let Some(crash) = &era.crash {
-                write!(f, "crash {} {}", crash.kind.name(), crash.after)?;
+                write!(f, "crash {} ", crash.kind.name())?;
+                match crash.after {
+                    Crash::AT_END => f.write_str("end")?,
+                    after => write!(f, "{after}")?,
+                }
                 match &crash.spec {
                     Some(spec) => writeln!(f, " {spec}")?,
                     None => f.write_char('\n')?,
@@ -262,17 +272,17 @@ impl Plan {
     }
 
     fn crash_line(&mut self, rest: &str) -> Result<(), String> {
-        const SHAPE: &str = "write `crash power|kill BOUNDARY [SPEC]`";
+        const SHAPE: &str = "write `crash power|kill BOUNDARY|end [SPEC]`";
         let mut words = rest.splitn(3, ' ');
         let kind = match words.next() {
             Some("power") => CrashKind::Power,
             Some("kill") => CrashKind::Kill,
             _ => return Err(SHAPE.into()),
         };
-        let after = words
-            .next()
-            .and_then(|word| word.parse().ok())
-            .ok_or(SHAPE)?;
+        let after = match words.next() {
+            Some("end") => Crash::AT_END,
+            word => word.and_then(|word| word.parse().ok()).ok_or(SHAPE)?,
+        };
         let spec = match words.next() {
             Some(text) => Some(text.parse().map_err(|error| format!("{error}"))?),
             None => None,
@@ -304,7 +314,7 @@ mod tests {
 
     const TEXT: &str = "vaio-plan 1\ncase crash::none\nscale small\nblocks 64\ndepth 4\n\
         schedule pct 3\nop write 0 1\nop flush\ncrash power 7\nop write 1 2 fua\n\
-        crash kill 3 cache: keep w1\nop idle\nend cache: keep w3,w5[0..2]\n\
+        crash kill end cache: keep w1\nop idle\nend cache: keep w3,w5[0..2]\n\
         choose kick timer#2 = 1\n";
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Ran {
     pub failure: Option<Box<Failure>>,
     /// What it cost.
     pub work: Work,
+    /// Steps of the simulator, those of crash states not included.
+    pub steps: u64,
     /// Hash of everything that happened.
     pub hash: u64,
     /// Reach marks.
@@ -104,6 +106,7 @@ pub(crate) fn recorded_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) ->
     let ran = Ran {
         failure: failure.map(Box::new),
         work,
+        steps: sim.trace().steps(),
         hash: sim.trace().hash(),
         marks: sim.marks(),
     };

@@ -3,13 +3,34 @@
 //! Each pass proposes smaller plans and keeps one if it still breaks the same rule. Passes repeat
 //! until none helps or the budget of tries is used up. Order matters: what removes most comes
 //! first.
+//!
+//! A choice is named by how often its name was asked before, so an operation that goes takes the
+//! meaning of later choices along. Where nothing can go any more, a smaller plan is therefore also
+//! tried *afresh*: with crashes at other moments and choices by chance, which are then dropped like
+//! those that were found.
 
-use crate::{Choices, Family, GuestOp, sim::Schedule, tape::Key};
+use std::ops::Range;
 
-use super::plan::{CrashKind, Plan};
+use super::{
+    plan::{Crash, CrashKind, Plan},
+    simpler::{simpler, weight},
+};
+use crate::{
+    Choices, Family,
+    sim::Schedule,
+    tape::{Key, mix},
+};
 
 /// Tries of a whole shrink by default.
-pub const TRIES_MAX: usize = 3000;
+pub const TRIES_MAX: usize = 20_000;
+/// Seeds that a plan is tried afresh with.
+const SEEDS: u64 = 24;
+/// The same for one that is still long.
+const SEEDS_LONG: u64 = 160;
+/// Operations up to which a plan with one crash is easy to follow.
+const OPS_EASY: usize = 5;
+/// About how many boundaries an operation has at most, background work included.
+const BOUNDARIES_PER_OP: u64 = 8;
 
 /// What came of a shrink.
 #[derive(Clone, Debug)]
@@ -20,9 +41,22 @@ pub struct Shrunk {
     pub tries: usize,
 }
 
-/// Shrinks `plan`. `fails` runs a plan and gives it back, with the crash state that failed
-/// written into it, if it still breaks the same rule.
-pub fn shrink(plan: Plan, tries_max: usize, fails: impl FnMut(&Plan) -> Option<Plan>) -> Shrunk {
+/// A plan that may still fail.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// `Some`: a tape of this seed decides, not the plan's choices, of which there are none.
+    pub seed: Option<u64>,
+}
+
+/// Shrinks `plan`. `fails` makes an attempt and gives its plan back, with the choices that were
+/// taken and the crash state that failed written into it, if it still breaks the same rule.
+pub fn shrink(
+    plan: Plan,
+    tries_max: usize,
+    fails: impl FnMut(Attempt<'_>) -> Option<Plan>,
+) -> Shrunk {
     let mut shrinker = Shrinker {
         plan,
         tries: 0,
@@ -30,15 +64,8 @@ pub fn shrink(plan: Plan, tries_max: usize, fails: impl FnMut(&Plan) -> Option<P
         fails,
     };
     loop {
-        let before = size(&shrinker.plan);
-        shrinker.eras();
-        shrinker.all_choices();
-        shrinker.ops();
-        shrinker.depth_and_schedule();
-        shrinker.choices();
-        shrinker.simpler_ops();
-        shrinker.crashes();
-        if size(&shrinker.plan) >= before || shrinker.is_spent() {
+        shrinker.passes();
+        if shrinker.is_spent() || !shrinker.afresh() {
             break;
         }
     }
@@ -62,16 +89,57 @@ fn size(plan: &Plan) -> (usize, usize, usize, u64, usize) {
     )
 }
 
-fn weight(op: &GuestOp) -> u64 {
-    let blocks = op.blocks();
-    let kind = match op {
-        GuestOp::Flush | GuestOp::Idle => 0,
-        GuestOp::Write { fua, .. } => 1 + u64::from(*fua),
-        GuestOp::Read { .. } => 1,
-        GuestOp::WriteZeroes { .. } => 3,
-        GuestOp::Discard { .. } => 4,
+/// The plan with something left out, most first: an era, a crash, operations.
+fn cuts(plan: &Plan) -> Vec<Plan> {
+    let mut found = Vec::new();
+    let mut cut = |change: &dyn Fn(&mut Plan)| {
+        let mut plan = plan.clone();
+        change(&mut plan);
+        found.push(plan);
     };
-    kind + blocks.start + 2 * (blocks.end - blocks.start)
+    for at in 0..plan.eras.len() - 1 {
+        cut(&|plan| {
+            plan.eras.remove(at);
+        });
+        cut(&|plan| {
+            let gone = plan.eras.remove(at);
+            plan.eras[at].ops.splice(0..0, gone.ops);
+        });
+    }
+    let longest = plan.eras.iter().map(|era| era.ops.len()).max().unwrap_or(0);
+    let mut chunk = longest;
+    while chunk > 0 {
+        for (era, ops) in plan.eras.iter().map(|era| era.ops.len()).enumerate() {
+            for at in (0..ops).step_by(chunk) {
+                cut(&|plan| {
+                    plan.eras[era].ops.drain(at..(at + chunk).min(ops));
+                });
+            }
+        }
+        chunk /= 2;
+    }
+    found
+}
+
+/// The plan without its choices; the moments of its crashes by chance, except for the first seeds.
+fn stirred(plan: &Plan, seed: u64) -> Plan {
+    let mut plan = plan.clone();
+    plan.choices = Choices::new();
+    plan.end = None;
+    for (number, era) in (1..).zip(&mut plan.eras) {
+        let Some(crash) = &mut era.crash else {
+            continue;
+        };
+        crash.spec = None;
+        if seed % 4 == 2 {
+            crash.after = Crash::AT_END;
+        } else if seed >= 2 {
+            let most = BOUNDARIES_PER_OP * (2 + era.ops.len() as u64);
+            let after = 1 + mix(seed ^ mix(number)) % most;
+            crash.after = u32::try_from(after).unwrap_or(u32::MAX);
+        }
+    }
+    plan
 }
 
 struct Shrinker<F> {
@@ -81,18 +149,60 @@ struct Shrinker<F> {
     fails: F,
 }
 
-impl<F: FnMut(&Plan) -> Option<Plan>> Shrinker<F> {
+impl<F: FnMut(Attempt<'_>) -> Option<Plan>> Shrinker<F> {
     fn is_spent(&self) -> bool {
         self.tries >= self.tries_max
     }
 
+    /// Every pass, until none makes the plan smaller.
+    fn passes(&mut self) {
+        loop {
+            let before = size(&self.plan);
+            self.eras();
+            self.all_choices();
+            self.crashes();
+            self.ops();
+            self.depth_and_schedule();
+            self.choices();
+            self.simpler_ops();
+            if size(&self.plan) >= before || self.is_spent() {
+                return;
+            }
+        }
+    }
+
+    /// Tries plans with fewer eras or operations with other choices and other moments of the
+    /// crashes; the first that fails is kept.
+    fn afresh(&mut self) -> bool {
+        let cuts = cuts(&self.plan);
+        // What is easy to follow already is not worth the longer search.
+        let is_small = self.plan.ops() <= OPS_EASY && self.plan.crashes() <= 1;
+        self.with_seeds(&cuts, 0..SEEDS) || !is_small && self.with_seeds(&cuts, SEEDS..SEEDS_LONG)
+    }
+
+    fn with_seeds(&mut self, cuts: &[Plan], seeds: Range<u64>) -> bool {
+        cuts.iter().any(|cut| {
+            seeds.clone().any(|seed| {
+                let plan = &stirred(cut, seed);
+                self.attempt(Attempt {
+                    plan,
+                    seed: Some(seed),
+                })
+            })
+        })
+    }
+
     /// Keeps the plan if it still fails.
     fn try_plan(&mut self, plan: &Plan) -> bool {
-        if self.is_spent() || *plan == self.plan {
+        *plan != self.plan && self.attempt(Attempt { plan, seed: None })
+    }
+
+    fn attempt(&mut self, attempt: Attempt<'_>) -> bool {
+        if self.is_spent() {
             return false;
         }
         self.tries += 1;
-        match (self.fails)(plan) {
+        match (self.fails)(attempt) {
             Some(failed) => {
                 self.plan = failed;
                 true
@@ -232,15 +342,35 @@ impl<F: FnMut(&Plan) -> Option<Plan>> Shrinker<F> {
                     }
                 });
             }
-            for after in [crash.after / 2, crash.after.saturating_sub(1)] {
-                if after < crash.after {
-                    self.try_change(|plan| {
-                        if let Some(crash) = &mut plan.eras[era].crash {
-                            crash.after = after;
-                        }
-                    });
+            self.crash_earlier(era, crash.after);
+        }
+    }
+
+    /// At the end of its era, which outlives edits that add IO below; else as early as halving and
+    /// single steps lead.
+    fn crash_earlier(&mut self, era: usize, mut now: u32) {
+        if now == Crash::AT_END
+            || self.try_change(|plan| {
+                if let Some(crash) = &mut plan.eras[era].crash {
+                    crash.after = Crash::AT_END;
                 }
+            })
+        {
+            return;
+        }
+        let mut step = now / 2;
+        while step > 0 {
+            let is_earlier = self.try_change(|plan| {
+                if let Some(crash) = &mut plan.eras[era].crash {
+                    crash.after = now - step;
+                }
+            });
+            if is_earlier {
+                now -= step;
+            } else {
+                step /= 2;
             }
+            step = step.min(now.saturating_sub(1));
         }
     }
 
@@ -256,83 +386,10 @@ impl<F: FnMut(&Plan) -> Option<Plan>> Shrinker<F> {
     }
 }
 
-/// Simpler operations than this one, the simplest first.
-fn simpler(op: &GuestOp) -> Vec<GuestOp> {
-    let blocks = op.blocks();
-    let (block, count) = (blocks.start, blocks.end - blocks.start);
-    let mut found = Vec::new();
-    let write = |block, count, fua| GuestOp::Write { block, count, fua };
-    match *op {
-        GuestOp::Flush | GuestOp::Idle => {}
-        GuestOp::Write { fua, .. } => {
-            for (block, count, fua) in places(block, count)
-                .map(|(block, count)| (block, count, false))
-                .chain(places(block, count).map(|(block, count)| (block, count, fua)))
-            {
-                found.push(write(block, count, fua));
-            }
-        }
-        GuestOp::Read { .. } => {
-            found.extend(places(block, count).map(|(block, count)| GuestOp::Read { block, count }));
-        }
-        GuestOp::WriteZeroes { fua, may_unmap, .. } => {
-            found.push(write(block, count, fua));
-            found.extend(
-                places(block, count).map(|(block, count)| GuestOp::WriteZeroes {
-                    block,
-                    count,
-                    may_unmap: false,
-                    fua: false,
-                }),
-            );
-            found.extend(
-                places(block, count).map(|(block, count)| GuestOp::WriteZeroes {
-                    block,
-                    count,
-                    may_unmap,
-                    fua,
-                }),
-            );
-        }
-        GuestOp::Discard { fua, .. } => {
-            found.push(GuestOp::WriteZeroes {
-                block,
-                count,
-                may_unmap: false,
-                fua,
-            });
-            found.extend(places(block, count).map(|(block, count)| GuestOp::Discard {
-                block,
-                count,
-                fua,
-            }));
-        }
-    }
-    found.retain(|simpler| weight(simpler) < weight(op) || simpler.name() != op.name());
-    found.dedup();
-    found
-}
-
-/// Smaller and lower places, the smallest first.
-fn places(block: u64, count: u64) -> impl Iterator<Item = (u64, u64)> {
-    [
-        (0, count.min(1)),
-        (block, count.min(1)),
-        (0, count),
-        (block, count / 2),
-        (block / 2, count),
-        (block, count),
-    ]
-    .into_iter()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        Scale,
-        explore::plan::{Crash, Era},
-    };
+    use crate::{GuestOp, Scale, explore::plan::Era};
 
     fn write(block: u64) -> GuestOp {
         GuestOp::Write {
@@ -343,7 +400,8 @@ mod tests {
     }
 
     /// Fails while block 7 is written before a flush in the last era, after a crash.
-    fn fails(plan: &Plan) -> Option<Plan> {
+    fn fails(attempt: Attempt<'_>) -> Option<Plan> {
+        let plan = attempt.plan;
         let era = plan.eras[1..].last()?;
         let wrote = era
             .ops
@@ -409,7 +467,7 @@ mod tests {
     fn budget_of_tries_is_kept() {
         let mut asked = 0;
         let plan = Plan::new("x::y", Scale::Tiny, 4, 2, vec![write(0); 50]);
-        let shrunk = shrink(plan, 7, |plan| {
+        let shrunk = shrink(plan, 7, |Attempt { plan, .. }| {
             asked += 1;
             (!plan.eras[0].ops.is_empty()).then(|| plan.clone())
         });

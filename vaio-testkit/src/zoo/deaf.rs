@@ -1,4 +1,4 @@
-//! [`FirstFlushLost`]: a device that answers its first flush and does nothing.
+//! [`FirstFlushLost`]: a device that answers a flush that comes first of all and does nothing.
 //!
 //! The framework flushes every lower device before an unclean open, so no filter can forget to.
 //! This takes that flush away, to show that the kit would see it: wrap the backing at each open but
@@ -37,7 +37,8 @@ impl BlockDevice for FirstFlushLost {
     }
 
     async fn submit(&self, io: Io) -> Result<Reply> {
-        if io.op == Op::Flush && !self.is_awake.swap(true, Relaxed) {
+        let is_first = !self.is_awake.swap(true, Relaxed);
+        if is_first && io.op == Op::Flush {
             return Ok(Reply::Done);
         }
         self.device.submit(io).await
