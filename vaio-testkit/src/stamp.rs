@@ -66,6 +66,12 @@ pub enum Value {
     Other(u64),
 }
 
+/// Whether all bytes are zero; a run of them at a time.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let is_zero = |run: &[u8]| run.iter().fold(0, |sum, byte| sum | byte) == 0;
+    bytes.chunks(64).all(is_zero)
+}
+
 impl Stamp {
     /// Fill a logical block.
     ///
@@ -104,7 +110,7 @@ impl Value {
 
     /// What one logical block shows.
     pub fn decode(block: &[u8], check: Check) -> Self {
-        if block.iter().all(|byte| *byte == 0) {
+        if is_zero(block) {
             return Self::Zero;
         }
         let Some(head) = read_cell(block, 0) else {

@@ -13,6 +13,8 @@ use std::{fmt, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use vaio_core::zeroes;
 
+use crate::stamp::is_zero;
+
 /// Children of an inner node, and blocks of a leaf.
 const FANOUT: usize = 16;
 /// Key of a block of zeroes.
@@ -105,7 +107,7 @@ impl Data {
 impl Content {
     /// The content of a block that `bytes` were written to.
     pub fn of(bytes: Bytes) -> Self {
-        if bytes.iter().all(|byte| *byte == 0) {
+        if is_zero(&bytes) {
             return Self::Zero;
         }
         let key = key_of(&bytes);
@@ -354,10 +356,12 @@ pub(super) fn mix(word: u64) -> u64 {
 /// Hash of a block's bytes: 16 bytes at a time by a folded 128-bit product.
 fn key_of(bytes: &[u8]) -> u64 {
     let mut state = bytes.len() as u64 ^ 0x243f_6a88_85a3_08d3;
-    for pair in bytes.chunks(16) {
-        let mut words = [0; 16];
-        words[..pair.len()].copy_from_slice(pair);
-        let both = u128::from_le_bytes(words);
+    let (pairs, rest) = bytes.as_chunks::<16>();
+    let mut last = [0; 16];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = (!rest.is_empty()).then_some(&last);
+    for pair in pairs.iter().chain(last) {
+        let both = u128::from_le_bytes(*pair);
         let (low, high) = (low_half(both), low_half(both >> 64));
         let product = u128::from(low ^ 0x1319_8a2e_0370_7344 ^ state)
             * u128::from(high ^ 0xa409_3822_299f_31d0);

@@ -9,6 +9,7 @@
 //! disk, at the latest when it is fenced.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fmt,
     sync::{
@@ -69,8 +70,7 @@ pub(super) struct Shared {
     pub(super) name: String,
     pub(super) sim: Sim,
     pub(super) moments: Moments,
-    /// Names of the events by operation.
-    pub(super) events: [String; OpKind::COUNT],
+    pub(super) events: Arc<EventNames>,
     pub(super) state: Mutex<State>,
     /// Told when faults end.
     pub(super) quiet: Notify,
@@ -100,6 +100,27 @@ pub(super) struct Flying {
     pub(super) entry: u64,
 }
 
+/// Names of a disk's events by operation.
+type EventNames = [String; OpKind::COUNT];
+
+/// Disks whose names are remembered: worlds come and go, and their disks are called the same.
+const NAMES_KEPT_MAX: usize = 32;
+
+fn event_names(disk: &str) -> Arc<EventNames> {
+    thread_local! {
+        static KNOWN: RefCell<Vec<(String, Arc<EventNames>)>> = const { RefCell::new(Vec::new()) };
+    }
+    KNOWN.with_borrow_mut(|known| {
+        if let Some((_, names)) = known.iter().find(|(name, _)| name == disk) {
+            return Arc::clone(names);
+        }
+        let names = Arc::new(OpKind::ALL.map(|op| format!("{disk}.{op}")));
+        known.truncate(NAMES_KEPT_MAX - 1);
+        known.push((disk.to_owned(), Arc::clone(&names)));
+        names
+    })
+}
+
 impl SimDisk {
     /// Puts a medium into a world. Disks that may lose power together share `moments`.
     pub fn new(sim: &Sim, moments: &Moments, name: &str, media: Media) -> Self {
@@ -120,7 +141,7 @@ impl SimDisk {
             name: name.to_owned(),
             sim: sim.clone(),
             moments: moments.clone(),
-            events: OpKind::ALL.map(|op| format!("{name}.{op}")),
+            events: event_names(name),
             state: Mutex::new(state),
             quiet: Notify::default(),
         }))
@@ -212,11 +233,10 @@ impl SimDisk {
         state.journal.crash(&pending, kept);
         state.flying.clear();
         state.media.lose_power(image);
-        let name = format!("{}.latent", self.0.name);
-        let tape = self.0.sim.tape();
-        state
-            .faults
-            .after_power_cut(&in_doubt, &mut |n| tape.choose(n, Family::Fault, &name));
+        state.faults.after_power_cut(&in_doubt, &mut |n| {
+            let name = format!("{}.latent", self.0.name);
+            self.0.sim.tape().choose(n, Family::Fault, &name)
+        });
     }
 
     /// Changes how the disk fails.

@@ -2,7 +2,8 @@
 //! checks the crash states of that moment.
 
 use std::{
-    collections::BTreeSet,
+    collections::HashSet,
+    hash::BuildHasherDefault,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -17,13 +18,15 @@ use crate::{
     oracle::OrderedCheck,
     sim::Host,
     subject::Target,
+    tape::Hashed,
 };
 
 /// What was checked before: equal crash states need one check in a campaign, and equal media one
 /// recovery.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    states: BTreeSet<u64>,
+    /// Never iterated. Its keys are hashes.
+    states: HashSet<u64, BuildHasherDefault<Hashed>>,
     recoveries: Recoveries,
 }
 
@@ -375,10 +378,12 @@ fn mix(a: u64, b: u64) -> u64 {
 
 fn hash_of(bytes: Option<&[u8]>) -> u64 {
     bytes.map_or(1, |bytes| {
-        bytes.chunks(8).fold(bytes.len() as u64, |sum, chunk| {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            mix(sum, u64::from_le_bytes(word))
+        let (words, rest) = bytes.as_chunks::<8>();
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        let words = words.iter().chain(std::iter::once(&last));
+        words.fold(bytes.len() as u64, |sum, word| {
+            mix(sum, u64::from_le_bytes(*word))
         })
     })
 }

@@ -145,11 +145,7 @@ impl Shared {
             core.end(polled.task);
             name
         };
-        self.bury(Removed {
-            wakers: vec![polled.waker],
-            events: Vec::new(),
-            tasks: vec![(name, polled.future)],
-        });
+        self.drop_quietly(name, (polled.future, polled.waker));
         None
     }
 
@@ -210,20 +206,20 @@ impl Shared {
 
     /// Drops what was taken out of the world, in order; a panic is kept for the run's report.
     pub(super) fn bury(&self, removed: Removed) {
-        let quietly = |name: TaskName, drops: Box<dyn FnOnce() + '_>| {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(drops)) {
-                self.lock().set_panic(name, panic_text(&*panic));
-            }
-        };
         for (name, future) in removed.tasks {
-            quietly(name, Box::new(move || drop(future)));
+            self.drop_quietly(name, future);
         }
-        let rest = (removed.events, removed.wakers);
         let name = TaskName {
             host: None,
             task: "event",
         };
-        quietly(name, Box::new(move || drop(rest)));
+        self.drop_quietly(name, (removed.events, removed.wakers));
+    }
+
+    fn drop_quietly<T>(&self, name: TaskName, dropped: T) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(dropped))) {
+            self.lock().set_panic(name, panic_text(&*panic));
+        }
     }
 
     pub(super) fn broken(&self) -> Option<Stuck> {

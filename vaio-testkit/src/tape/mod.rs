@@ -92,6 +92,9 @@ impl fmt::Display for Family {
 /// written down still replays the run.
 pub const TAKEN_MAX: usize = 4 << 20;
 
+/// Names that a small run uses.
+const NAMES_USUAL: usize = 32;
+
 /// A run's decisions. Clones share the tape. One run uses a tape from one thread.
 #[derive(Clone)]
 pub struct Tape {
@@ -113,8 +116,8 @@ struct Inner {
     swarm: Swarm,
     masked: [bool; FAMILIES],
     names: Vec<Name>,
-    /// Only for look-ups, by family and name; never iterated.
-    ids: [HashMap<Arc<str>, NameId, BuildHasherDefault<TextHasher>>; FAMILIES],
+    /// By hash of family and name, or the next free place after it. Never iterated.
+    ids: HashMap<u64, NameId, BuildHasherDefault<Hashed>>,
     plan: Choices,
     taken: Vec<(NameId, u32, u32)>,
     hash: u64,
@@ -161,8 +164,8 @@ impl Tape {
                 source,
                 swarm: Swarm::default(),
                 masked: [false; FAMILIES],
-                names: Vec::new(),
-                ids: Default::default(),
+                names: Vec::with_capacity(NAMES_USUAL),
+                ids: HashMap::with_capacity_and_hasher(NAMES_USUAL, BuildHasherDefault::default()),
                 plan: Choices::new(),
                 taken: Vec::new(),
                 hash: 0,
@@ -285,15 +288,23 @@ impl fmt::Debug for Tape {
 
 impl Inner {
     fn name(&mut self, family: Family, name: &str) -> NameId {
-        if let Some(id) = self.ids[family as usize].get(name) {
-            return *id;
+        let mut key = mix(key_of(name) ^ (family as u64));
+        while let Some(id) = self.ids.get(&key) {
+            let known = &self.names[id.0 as usize];
+            if known.family == family && *known.text == *name {
+                return *id;
+            }
+            key = key.wrapping_add(1);
         }
         assert!(choices::is_name(name), "a name is one trimmed line of text");
         let id = NameId(u32::try_from(self.names.len()).expect("names fit in memory"));
         let text: Arc<str> = name.into();
-        self.ids[family as usize].insert(Arc::clone(&text), id);
-        let mut planned = self.plan.of_name(family, &text);
-        planned.reverse();
+        self.ids.insert(key, id);
+        let mut planned = Vec::new();
+        if !self.plan.is_empty() {
+            planned = self.plan.of_name(family, &text);
+            planned.reverse();
+        }
         self.names.push(Name {
             family,
             one_in: self.swarm.one_in_of(family, name),
@@ -332,31 +343,40 @@ impl Inner {
     }
 }
 
-/// A quick hash of text, the same in every run and on every machine.
+/// A hash of text, the same in every run and on every machine: seeds keep their meaning by it.
+/// FNV-1a with a mix at the end.
 pub(crate) fn hash_text(text: &str) -> u64 {
-    let mut hasher = TextHasher::default();
-    hasher.write(text.as_bytes());
-    hasher.finish()
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    mix(text.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step))
 }
 
-/// FNV-1a with a mix at the end: names are short and come from the code, not from an adversary.
-struct TextHasher(u64);
+/// A quicker one, for look-ups only: words at a time, for names are short and come from the code,
+/// not from an adversary.
+fn key_of(text: &str) -> u64 {
+    let (words, rest) = text.as_bytes().as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let words = words.iter().chain(std::iter::once(&last));
+    words.fold(text.len() as u64, |hash, word| {
+        mix(hash ^ u64::from_le_bytes(*word))
+    })
+}
 
-impl Default for TextHasher {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
+/// The hash of a number that is a hash already.
+#[derive(Default)]
+pub(crate) struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("only numbers are hashed");
     }
-}
 
-impl Hasher for TextHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
     }
 
     fn finish(&self) -> u64 {
-        mix(self.0)
+        self.0
     }
 }
 

@@ -19,7 +19,7 @@ use vaio_core::{AttachContext, BlockDeviceExt, Error, ErrorKind, OpenReason, Res
 
 use super::{
     super::ordered::Replica,
-    record::{self, Content, Found, Superblock},
+    record::{self, Content, Found, Superblock, index},
     store::Store,
 };
 use crate::zoo::Bug;
@@ -156,16 +156,18 @@ async fn scan(store: &Store, superblock: &Superblock, bug: Option<Bug>) -> Resul
     let geometry = store.geometry();
     let mut records = Vec::new();
     let first = superblock.tail % geometry.slots;
+    let bytes = match store.read_slots().await {
+        // "Nothing there" and "cannot be read" are not the same.
+        Err(_) if bug == Some(Bug::RecoveryErrorIgnored) => return Ok(records),
+        read => read?,
+    };
+    let slot_len = index(geometry.slot_len());
     for slot in 0..geometry.slots {
         if slot < first && bug == Some(Bug::WrapNotScanned) {
             continue;
         }
-        let bytes = match store.read_slot(slot).await {
-            // "Nothing there" and "cannot be read" are not the same.
-            Err(_) if bug == Some(Bug::RecoveryErrorIgnored) => continue,
-            read => read?,
-        };
-        let found = record::decode(&bytes, geometry, bug);
+        let at = index(slot) * slot_len;
+        let found = record::decode(&bytes.slice(at..at + slot_len), geometry, bug);
         records.extend(found.filter(|found| superblock.accepts(found.epoch, found.seq, bug)));
     }
     if bug == Some(Bug::StopsAtGap) {

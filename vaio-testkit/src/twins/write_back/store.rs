@@ -81,9 +81,10 @@ impl Store {
         result
     }
 
-    pub(super) async fn read_slot(&self, seq: u64) -> Result<Bytes> {
-        let (offset, len) = (self.geometry.offset_of(seq), self.geometry.slot_len());
-        self.device.read(offset, len).await
+    /// All slots of the log, one after another: a twin's log is small.
+    pub(super) async fn read_slots(&self) -> Result<Bytes> {
+        let len = self.geometry.slots * self.geometry.slot_len();
+        self.device.read(self.geometry.offset_of(0), len).await
     }
 
     pub(super) async fn write_slot(
