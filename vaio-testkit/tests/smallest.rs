@@ -339,8 +339,8 @@ fn share(row: &Row, ops: usize, like: &Try, sample: usize) -> (usize, usize) {
     let kind = |one: &Try| (one.small.plan.eras.len(), format!("{:?}", one.lab.checks));
     let like = kind(like);
     let same: Vec<_> = tries(row, ops).filter(|one| kind(one) == like).collect();
-    let step = same.len().div_ceil(sample.max(1)).max(1);
-    let part = same.iter().step_by(step).take(sample);
+    // A step that no number of schedules and depths divides, so that all of them are seen.
+    let part = (0..sample.min(same.len())).map(|at| &same[at * 7919 % same.len()]);
     part.fold((0, 0), |(done, hits), one| {
         let is_hit = caught(one, &mut Seen::default()).is_some();
         (done + 1, hits + usize::from(is_hit))
