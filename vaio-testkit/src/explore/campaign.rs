@@ -93,8 +93,8 @@ impl Verdict {
     }
 }
 
-/// The smallest failure of the same rule that shrinking finds, in at most `tries_max` tries and
-/// [`PRICE_MAX`].
+/// The smallest failure of the same rule that shrinking finds, in at most `tries_max` tries and a
+/// few seconds.
 pub fn smallest(lab: &Lab, failure: &Failure, tries_max: usize) -> Box<Failure> {
     let rule = failure.broken.rule.clone();
     let mut best = Box::new(failure.clone());
@@ -115,7 +115,7 @@ pub fn smallest(lab: &Lab, failure: &Failure, tries_max: usize) -> Box<Failure> 
     best
 }
 
-/// What a shrink may cost, as [`price_of`] counts: a few seconds of one core.
+/// What a shrink may cost, as `price_of` counts: a few seconds of one core.
 const PRICE_MAX: u64 = 2_000_000;
 
 /// About the microseconds that a run takes, from what it did: a clock would not give the same

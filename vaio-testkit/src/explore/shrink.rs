@@ -463,6 +463,67 @@ mod tests {
         assert!(shrunk.tries < 400, "tries={}", shrunk.tries);
     }
 
+    /// Fails if the last write is reordered: a choice whose number is that of the operation, so
+    /// that none can go while the choices stay as they are.
+    fn fails_by_number(attempt: Attempt<'_>) -> Option<Plan> {
+        let ops = &attempt.plan.eras.last()?.ops;
+        let last = Key {
+            family: Family::Event,
+            name: "guest".into(),
+            nth: u32::try_from(ops.len()).ok()?.checked_sub(1)?,
+        };
+        let mut plan = attempt.plan.clone();
+        match attempt.seed {
+            // One seed in four happens to reorder it.
+            Some(seed) if seed % 4 == 3 => plan.choices.set(last, 1),
+            Some(_) => return None,
+            None => {
+                let is_set = plan.choices.get(last.family, &last.name, last.nth) > 0;
+                return is_set.then_some(plan);
+            }
+        }
+        Some(plan)
+    }
+
+    #[test]
+    fn choices_that_count_operations_do_not_keep_them() {
+        let mut plan = Plan::new("x::y", Scale::Tiny, 16, 1, vec![write(0); 30]);
+        let key = Key {
+            family: Family::Event,
+            name: "guest".into(),
+            nth: 29,
+        };
+        plan.choices.set(key, 1);
+        let shrunk = shrink(plan, TRIES_MAX, fails_by_number);
+        assert_eq!(shrunk.plan.ops(), 1, "{}", shrunk.plan);
+        assert_eq!(
+            shrunk.plan.choices.to_string(),
+            "choose event guest#0 = 1\n"
+        );
+    }
+
+    #[test]
+    fn crash_at_the_end_is_preferred() {
+        let mut plan = Plan::new("x::y", Scale::Tiny, 4, 1, vec![write(0)]);
+        let crash = Crash {
+            kind: CrashKind::Power,
+            after: 40,
+            spec: None,
+        };
+        plan.eras[0].crash = Some(crash);
+        plan.eras.push(Era::default());
+        let after = |plan: &Plan| plan.eras[0].crash.as_ref().map(|crash| crash.after);
+        let needs = |least: u32, most: u32| {
+            let shrunk = shrink(plan.clone(), TRIES_MAX, |Attempt { plan, .. }| {
+                let is_between = after(plan).is_some_and(|now| (least..=most).contains(&now));
+                is_between.then(|| plan.clone())
+            });
+            after(&shrunk.plan)
+        };
+        assert_eq!(needs(9, u32::MAX), Some(Crash::AT_END));
+        assert_eq!(needs(9, 100), Some(9));
+    }
+
     #[test]
     fn budget_of_tries_is_kept() {
         let mut asked = 0;
