@@ -21,8 +21,18 @@ pub(super) struct Explored {
     checks: Checks,
     /// What fails. A rule is tried at its first IO and at a few later ones.
     faults: Vec<FaultBelow>,
-    /// Whether it fails while a crash is recovered, not while the guest works.
-    in_recovery: bool,
+    when: When,
+}
+
+/// When something fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// While the guest works.
+    Work,
+    /// From before a disk opens, also what a crash left.
+    Open,
+    /// While what a crash left is recovered.
+    Recovery,
 }
 
 #[derive(Clone, Debug)]
@@ -56,10 +66,14 @@ impl Explored {
     }
 
     fn put(&self, lab: &mut Lab, faults: Vec<FaultBelow>) {
-        if self.in_recovery {
-            lab.checks.recovery_faults = faults;
-        } else {
-            lab.checks.faults = faults;
+        let checks = &mut lab.checks;
+        match self.when {
+            When::Work => checks.faults = faults,
+            When::Open => {
+                checks.open_faults.clone_from(&faults);
+                checks.recovery_faults = faults;
+            }
+            When::Recovery => checks.recovery_faults = faults,
         }
     }
 
@@ -86,26 +100,30 @@ impl Explored {
         Said::Passed(work)
     }
 
-    /// One lab, or one for each moment of a swept fault.
+    /// One lab, or one for each moment of each swept fault.
     pub(super) fn labs(&self, subject: &Subject) -> Vec<Lab> {
         let lab = self.lab(subject);
-        let [
-            FaultBelow {
-                on,
-                how: How::Rule(rule),
-            },
-        ] = &self.faults[..]
-        else {
-            return vec![lab];
-        };
-        (0..SWEEP)
-            .map(|after| {
-                let mut lab = lab.clone();
-                let how = How::Rule(rule.after(after));
-                self.put(&mut lab, vec![FaultBelow { on: *on, how }]);
-                lab
-            })
-            .collect()
+        let mut swept: Vec<Vec<FaultBelow>> = vec![Vec::new()];
+        for FaultBelow { on, how } in &self.faults {
+            let How::Rule(rule) = how else {
+                return vec![lab];
+            };
+            let at = |after| FaultBelow {
+                on: *on,
+                how: How::Rule(rule.after(after)),
+            };
+            swept = (swept.iter())
+                .flat_map(|faults| {
+                    (0..SWEEP).map(move |after| [&faults[..], &[at(after)]].concat())
+                })
+                .collect();
+        }
+        let labs = swept.into_iter().map(|faults| {
+            let mut lab = lab.clone();
+            self.put(&mut lab, faults);
+            lab
+        });
+        labs.collect()
     }
 
     fn campaign(&self, lab: &Lab, name: &str, budget: &Budget) -> Verdict {
@@ -215,7 +233,7 @@ fn small(ops: &[GuestOp], len: usize, quick: u64) -> Explored {
             ..Checks::default()
         },
         faults: Vec::new(),
-        in_recovery: false,
+        when: When::Work,
     }
 }
 
@@ -233,7 +251,7 @@ fn large(quick: u64, crashes_max: u32) -> Explored {
             ..Checks::default()
         },
         faults: Vec::new(),
-        in_recovery: false,
+        when: When::Work,
     }
 }
 
@@ -275,11 +293,17 @@ impl Explored {
         self
     }
 
+    /// One more rule.
     fn rule(mut self, on: On, rule: Rule) -> Self {
-        self.faults = vec![FaultBelow {
+        self.faults.push(FaultBelow {
             on,
             how: How::Rule(rule),
-        }];
+        });
+        self
+    }
+
+    fn when(mut self, when: When) -> Self {
+        self.when = when;
         self
     }
 
@@ -428,9 +452,11 @@ fn faults(group: &str, case: &str) -> Option<Explored> {
         .crashing(&[Tier::None, Tier::All]);
     let recovery = |kind| {
         let ops = small(&[w(0, 1), F, I, w(0, 2)], 2, 60).crashing(&[Tier::None, Tier::All]);
-        let mut found = ops.rule(On::All, once.on(kind));
-        found.in_recovery = true;
-        found
+        ops.rule(On::All, once.on(kind)).when(When::Recovery)
+    };
+    let open = |kind| {
+        let ops = small(&[fua(0, 1), w(1, 1), F, I], 2, 60).crashing(&[Tier::None, Tier::All]);
+        ops.rule(On::All, once.on(kind)).when(When::Open)
     };
     Some(match (group, case) {
         ("faults", "backing_read") => work.rule(On::Backing, once.on(OpKind::Read)),
@@ -449,6 +475,24 @@ fn faults(group: &str, case: &str) -> Option<Explored> {
         ("faults", "recovery_read") => recovery(OpKind::Read),
         ("faults", "recovery_write") => recovery(OpKind::Write),
         ("faults", "recovery_flush") => recovery(OpKind::Flush),
+        ("faults", "open_read") => open(OpKind::Read),
+        ("faults", "open_write") => open(OpKind::Write),
+        ("faults", "open_flush") => open(OpKind::Flush),
+        ("faults", "open_any") => large(60, 3)
+            .any_fault(On::All, &[Fault::Error])
+            .when(When::Open),
+        // The log's end is not moved, and its slots are used again.
+        ("faults", "beside_wraps") => small(&[fua(0, 1), I, w(1, 3)], 5, 120)
+            .depths(&[1], 1)
+            .crashing(PLAIN)
+            .one_era()
+            .rule(On::Beside, once.on(OpKind::Write)),
+        ("fsyncgate", "then_write") => small(&[w(0, 1), F], 4, 30)
+            .depths(&[1], 1)
+            .crashing(&[Tier::None])
+            .one_era()
+            .rule(On::Beside, once.on(OpKind::Flush))
+            .rule(On::Beside, once.on(OpKind::Write)),
         ("fsyncgate", "backing") => gate.rule(On::Backing, once.on(OpKind::Flush)),
         ("fsyncgate", "beside") => gate.rule(On::Beside, once.on(OpKind::Flush)),
         _ => return None,
@@ -471,7 +515,7 @@ fn ordered(case: &str) -> Option<Explored> {
     Some(match case {
         "cut_at_every_boundary" => small(&[w(0, 1), w(1, 1), F, I, w(0, 2)], 3, 300)
             .depths(&[1, 2], 6)
-            .crashing(&[Tier::All]),
+            .crashing(&[Tier::None, Tier::All]),
         "cut_in_long_runs" => large(60, 2).crashing(&[Tier::Acked]),
         _ => return None,
     })

@@ -9,7 +9,7 @@ pub(super) fn why(subject: &Subject, name: &str) -> Option<String> {
     let descriptor = subject.descriptor();
     let (group, case) = name.split_once("::")?;
     let has_beside = !subject.beside().is_empty();
-    let needs_beside = case.starts_with("beside");
+    let needs_beside = case.starts_with("beside") || name == "fsyncgate::then_write";
     let refuses_discard = descriptor.ops.of(OpKind::Discard) == vaio_core::Disposition::Refuse
         || subject.info_below(1).caps.discard == Support::None;
     match group {

@@ -9,6 +9,7 @@ use super::{
     Broken, Checks, Lab,
     guest::{Belief, Guest, OnError},
     rig::{Rig, RigSnapshot, limits},
+    target,
 };
 use crate::{
     GuestOp, Scale, Tape,
@@ -89,7 +90,7 @@ fn recover(
     }
     let guest = guest(sim, &disk, belief);
     run(sim, guest.read_all())?;
-    lab.look(&disk, rig, belief)?;
+    look(lab, &disk, rig, belief)?;
     let mut states = 1;
     if lab.checks.second_era {
         second_era(lab, sim, rig, belief, (host, disk), variant)?;
@@ -128,6 +129,7 @@ fn second_era(
         }
         Ok(())
     })?;
+    look_at_target(lab, rig, belief)?;
     host.kill();
     drop(disk);
     rig.lose_power(CrashPoint::nothing_kept);
@@ -135,9 +137,28 @@ fn second_era(
     let host = sim.host("second-era");
     let disk = open(sim, rig, &host)?;
     run(sim, self::guest(sim, &disk, belief).read_all())?;
-    lab.look(&disk, rig, belief)?;
+    look(lab, &disk, rig, belief)?;
     host.kill();
     Ok(())
+}
+
+/// Looks at a disk that was just recovered and read.
+fn look(lab: &Lab, disk: &Disk, rig: &Rig, belief: &Belief) -> Result<(), Broken> {
+    lab.look(disk, rig, belief)?;
+    look_at_target(lab, rig, belief)
+}
+
+/// A target that got what the disk has lost shows it here at the latest: nothing that is written
+/// from now on makes a cut with it.
+fn look_at_target(lab: &Lab, rig: &Rig, belief: &Belief) -> Result<(), Broken> {
+    if !lab.checks.ordered {
+        return Ok(());
+    }
+    let oracle = belief.oracle().clone();
+    match target::check(lab, rig, &oracle, &mut |_| true) {
+        Ok(_) => Ok(()),
+        Err((broken, _)) => Err(broken),
+    }
 }
 
 fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
