@@ -13,6 +13,7 @@ use vaio_testkit::{
         observer::ObserverFactory,
         write_back::{self, WriteBackFactory},
     },
+    zoo::Twin,
 };
 
 fn write_back(promise: Promise) -> Subject {
@@ -24,26 +25,25 @@ fn write_back(promise: Promise) -> Subject {
 vaio_testkit::barrier_audit! {
     #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
     write_back_at_flush: write_back(Promise::AtFlush),
-    explained = [
-        "store.rs:read_superblock error-ignored" => "too few cases let IO fail while a disk opens",
-        "store.rs:read_slot error-ignored" => "too few cases let IO fail while a disk opens",
-        "store.rs:write_tail < src/twins/write_back/store.rs:begin error-ignored"
-            => "too few cases let IO fail while a disk opens",
-        "store.rs:write_tail < src/twins/write_back/destage.rs:destage_batch error-ignored"
-            => "needs a crash right after; too few cases have both",
-        "mod.rs:write_record < src/twins/write_back/mod.rs:make_durable error-ignored"
-            => "a failed flush and then a failed rewrite; too few cases have both",
-    ]
+    explained = []
 }
 
 vaio_testkit::barrier_audit! {
     #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
     write_back_at_ack: write_back(Promise::AtAck),
-    explained = [
-        "store.rs:read_superblock error-ignored" => "too few cases let IO fail while a disk opens",
-        "mod.rs:write_record < src/twins/write_back/mod.rs:make_durable error-ignored"
-            => "a failed flush and then a failed rewrite; too few cases have both",
-    ]
+    explained = []
+}
+
+vaio_testkit::barrier_audit! {
+    #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+    ordered: Twin::Ordered.subject(Promise::Ordered, None),
+    explained = []
+}
+
+vaio_testkit::barrier_audit! {
+    #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+    mirror: Twin::Mirror.subject(Promise::AtFlush, None),
+    explained = []
 }
 
 /// A filter of which every read is followed by a flush that no promise asks for.

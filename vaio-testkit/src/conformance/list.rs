@@ -15,7 +15,7 @@ macro_rules! __vaio_cases {
             era2 { write_after_recovery long_runs kill_then_power }
             torn { small_writes large_writes }
             recovery_crash { small_writes overwrites }
-            faults { backing_read backing_write backing_gone backing_stalls beside_read beside_write beside_gone no_space latent any recovery_read recovery_write recovery_flush open_read open_write open_flush open_any beside_wraps }
+            faults { backing_read backing_write backing_gone backing_stalls beside_read beside_write beside_gone no_space latent any recovery_read recovery_write recovery_flush open_read open_write open_flush open_any beside_wraps attach_again }
             fsyncgate { backing beside then_write }
             dirty { never_under_reported across_crashes flush_to clean_after_close write_through }
             snapshot { quiesced held }
