@@ -393,3 +393,53 @@ fn io_of_a_dead_process_is_never_answered() {
     };
     sim.run(main).unwrap();
 }
+
+#[test]
+fn io_in_flight_when_power_fails_does_not_succeed() {
+    let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+    let disk = disk_in(&sim);
+    let device = disk.handle(&sim.host("host"));
+    let main = async {
+        let mut write = device.write(0, block(1)).boxed();
+        assert!(futures::poll!(&mut write).is_pending());
+        disk.lose_power(disk.snapshot().durable().clone(), None);
+        assert_eq!(disk.in_flight(), 0);
+        write.await.unwrap_err().kind()
+    };
+    assert_eq!(sim.run(main).unwrap(), ErrorKind::Gone);
+    assert_eq!(first_byte(&disk), 0);
+}
+
+#[test]
+fn write_that_failed_is_decided_when_the_next_process_opens_the_disk() {
+    for landed in [0, 1] {
+        let text = format!("choose fault disk.landed#0 = {landed}\n");
+        let sim = Sim::new(Tape::replay(text.parse().unwrap()), Schedule::Fifo);
+        let (disk, first) = (disk_in(&sim), sim.host("first"));
+        disk.faults(|faults| faults.add(Rule::once(Fault::Error)));
+        let failed = disk.handle(&first);
+        sim.run(failed.write(0, block(7))).unwrap().unwrap_err();
+        first.kill();
+        let shown = first_byte(&disk);
+        let second = disk.handle(&sim.host("second"));
+        sim.run(second.flush()).unwrap().unwrap();
+        assert_eq!(disk.snapshot().durable().block(0)[0], shown);
+        assert_eq!(disk.snapshot().pending().count(), 0, "nothing is open");
+    }
+}
+
+#[test]
+fn sidecar_that_was_restored_forgets_what_was_under_way() {
+    let sim = Sim::new(tape_with("crash side.replaced#0"), Schedule::Fifo);
+    let side = SimSidecar::new(&sim, "side", None);
+    let host = sim.host("host");
+    let store = side.handle(&host);
+    let main = async {
+        let mut replace = store.replace(Bytes::from("new"));
+        assert!(futures::poll!(&mut replace).is_pending());
+        host.kill();
+    };
+    sim.run(main).unwrap();
+    side.restore(Some(Bytes::from("old")));
+    assert_eq!(side.snapshot().images(), [Some(Bytes::from("old"))]);
+}
