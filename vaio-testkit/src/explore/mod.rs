@@ -20,7 +20,7 @@ mod rig;
 pub mod run;
 mod shrink;
 mod state;
-mod target;
+pub(crate) mod target;
 mod watch;
 
 use std::sync::Arc;

@@ -83,10 +83,15 @@ fn recover(
     variant: u64,
 ) -> Result<u64, Broken> {
     let before = lab.checks.recovery_crash.then(|| belief.oracle().clone());
-    let seen = before.is_some().then(|| watch_recovery(sim, rig));
+    let steps = lab.checks.ordered && lab.subject.ordered_target().is_some();
+    let seen = (before.is_some() || steps).then(|| watch_recovery(lab, sim, rig, belief));
     let (host, disk) = reopened(lab, sim, rig)?;
     if let Some(seen) = &seen {
-        seen.lock().is_over = true;
+        let mut seen = seen.lock();
+        seen.is_over = true;
+        if let Some(broken) = seen.broken.take() {
+            return Err(broken);
+        }
     }
     let guest = guest(sim, &disk, belief);
     run(sim, guest.read_all())?;
@@ -155,7 +160,7 @@ fn look_at_target(lab: &Lab, rig: &Rig, belief: &Belief) -> Result<(), Broken> {
         return Ok(());
     }
     let oracle = belief.oracle().clone();
-    match target::check(lab, rig, &oracle, &mut |_| true) {
+    match target::check(&lab.subject, rig, &oracle, &mut |_| true) {
         Ok(_) => Ok(()),
         Err((broken, _)) => Err(broken),
     }
@@ -217,8 +222,11 @@ struct Watched(Arc<Mutex<Recovery>>);
 #[derive(Debug, Default)]
 struct Recovery {
     is_over: bool,
+    /// Where power is to fail too.
     snapshots: Vec<RigSnapshot>,
     names: Vec<Arc<str>>,
+    /// Of the target of an ordered promise, which is a cut at every step.
+    broken: Option<Broken>,
 }
 
 impl Watched {
@@ -230,15 +238,25 @@ impl Watched {
 /// Most boundaries of one recovery that are looked at.
 const RECOVERY_POINTS_MAX: usize = 256;
 
-fn watch_recovery(sim: &Sim, rig: &Rig) -> Watched {
+fn watch_recovery(lab: &Lab, sim: &Sim, rig: &Rig, belief: &Belief) -> Watched {
     let watched = Watched::default();
     watched.lock().names = rig.names();
-    let (shared, rig) = (watched.clone(), rig.clone());
+    let (shared, rig, lab) = (watched.clone(), rig.clone(), lab.clone());
+    let oracle = belief.oracle().clone();
+    let mut known = std::collections::BTreeSet::new();
     sim.on_event(move |_| {
         let mut seen = shared.lock();
-        if !seen.is_over && seen.snapshots.len() < RECOVERY_POINTS_MAX {
+        if seen.is_over {
+            return;
+        }
+        if lab.checks.recovery_crash && seen.snapshots.len() < RECOVERY_POINTS_MAX {
             let snapshot = rig.snapshot();
             seen.snapshots.push(snapshot);
+        }
+        if lab.checks.ordered && seen.broken.is_none() {
+            let mut is_new = |hash| known.insert(hash);
+            let checked = target::check(&lab.subject, &rig, &oracle, &mut is_new);
+            seen.broken = checked.err().map(|(broken, _)| broken);
         }
     });
     watched

@@ -1,11 +1,11 @@
 //! The target of an ordered promise: alone, and whatever a crash leaves of it, it is a cut of the
 //! guest's history.
 
-use super::{BACKING, Broken, Lab, Rig, watch::values_of};
+use super::{BACKING, Broken, Rig, watch::values_of};
 use crate::{
     disk::{CrashPoint, CrashSpec, Tier},
     oracle::{Oracle, OrderedCheck},
-    subject::Target,
+    subject::{Subject, Target},
 };
 
 /// What may be left of the target.
@@ -22,13 +22,13 @@ const TIERS: [Tier; 5] = [
 ///
 /// # Errors
 /// An image is no cut, with what it kept.
-pub(super) fn check(
-    lab: &Lab,
+pub(crate) fn check(
+    subject: &Subject,
     rig: &Rig,
     oracle: &Oracle,
     is_new: &mut dyn FnMut(u64) -> bool,
 ) -> Result<u64, (Broken, CrashSpec)> {
-    let Some(target) = lab.subject.ordered_target() else {
+    let Some(target) = subject.ordered_target() else {
         return Ok(0);
     };
     let name = match &target {

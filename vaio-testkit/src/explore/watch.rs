@@ -296,7 +296,7 @@ impl Inner {
         let salt = mix(oracle.legal_hash(), u64::from(self.boundary) ^ 0x7a76);
         let seen = &mut self.seen.0;
         let mut is_new = |hash| seen.insert(mix(salt, hash));
-        match target::check(&self.lab, &self.rig, &oracle, &mut is_new) {
+        match target::check(&self.lab.subject, &self.rig, &oracle, &mut is_new) {
             Ok(images) => {
                 self.work.images += images;
                 Ok(())

@@ -6,7 +6,7 @@ use super::{Bench, Broken, Script, seeds};
 use crate::{
     GuestOp,
     disk::{CrashPoint, Fault, Rule},
-    explore::{Guest, OnError},
+    explore::{Guest, OnError, target},
 };
 
 /// IOs that pass before one fails, at most.
@@ -28,7 +28,7 @@ const fn over(block: u64) -> GuestOp {
 }
 
 /// Nothing of the earlier attachment comes back, after a power loss neither: the attach fails, or
-/// it is whole.
+/// it is whole. So it is on the target of an ordered promise.
 fn attach_again(bench: &Bench) -> Result<(), Broken> {
     let host = bench.host("host");
     let disk = bench.open(&host)?;
@@ -62,6 +62,9 @@ fn attach_again(bench: &Bench) -> Result<(), Broken> {
     let host = bench.host("again");
     let disk = bench.open(&host)?;
     bench.run(bench.guest(&disk, 1).read_all())?;
+    let oracle = bench.belief.oracle().clone();
+    target::check(&bench.subject, &bench.rig, &oracle, &mut |_| true)
+        .map_err(|(broken, _)| broken)?;
     bench.must("close", disk.close())
 }
 
