@@ -365,11 +365,12 @@ const OF_SIDECAR: &[&str] = &[
 ];
 
 /// Every barrier of the list that a twin has as IO: whether each mutant of it is killed.
-fn assert_barriers_are_killed(twin: &str, reports: &[AuditReport]) {
+fn assert_barriers_are_killed(twin: &str, reports: &[AuditReport], left_out: &[&str]) {
     let mut missing = Vec::new();
     let mut killed = 0;
     for barrier in needed_barriers() {
-        if barrier.twin != twin || OF_SIDECAR.contains(&barrier.site) {
+        let is_left_out = [OF_SIDECAR, left_out].concat().contains(&barrier.site);
+        if barrier.twin != twin || is_left_out {
             continue;
         }
         let seen = BARRIERS.iter().filter(|seen| seen.site == barrier.site);
@@ -396,10 +397,7 @@ const KILLERS: &[&str] = &[
     "crash::wraps",
     "recovery_crash::overwrites",
     "faults::backing_gone",
-    "faults::open_flush",
-    "faults::any",
     "fsyncgate::beside",
-    "fsyncgate::then_write",
 ];
 
 /// The sites of a twin's barriers, with these cases only.
@@ -420,11 +418,24 @@ fn barriers_only(twin: &str) -> AuditSettings {
         .with_persistence(0.0)
 }
 
+/// Killed only where two faults meet: by the whole audit.
+const RARE: &[&str] = &["mirror/mod.rs resync, flush_alone"];
+
 #[test]
-fn dropped_barriers_of_the_mirror_twin_are_killed() {
+fn dropped_flushes_of_the_mirror_twin_are_killed() {
     let subject = Twin::Mirror.subject(Promise::AtFlush, None);
-    let report = audit::run(&subject, &barriers_only(mirror::NAME));
-    assert_barriers_are_killed(mirror::NAME, &[report]);
+    let settings = barriers_only(mirror::NAME);
+    let report = audit::run(&subject, &settings.with_sites(&["mirror/mod.rs:flush <"]));
+    assert_barriers_are_killed(mirror::NAME, &[report], RARE);
+}
+
+#[test]
+#[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+fn every_needed_barrier_of_the_mirror_twin_is_killed() {
+    let subject = Twin::Mirror.subject(Promise::AtFlush, None);
+    let settings = AuditSettings::default().with_mutants(&[Mutant::Drop]);
+    let report = audit::run(&subject, &settings);
+    assert_barriers_are_killed(mirror::NAME, &[report], &[]);
 }
 
 #[test]
@@ -434,7 +445,7 @@ fn every_needed_barrier_of_the_write_back_twin_is_killed() {
         AuditSettings::default().with_mutants(&[Mutant::Drop, Mutant::Early, Mutant::Swap]);
     let reports = [Promise::AtFlush, Promise::AtAck]
         .map(|promise| audit::run(&write_back(promise), &settings));
-    assert_barriers_are_killed(write_back::NAME, &reports);
+    assert_barriers_are_killed(write_back::NAME, &reports, &[]);
 }
 
 #[test]
@@ -443,7 +454,7 @@ fn every_needed_barrier_of_the_ordered_twin_is_killed() {
     let subject = Twin::Ordered.subject(Promise::Ordered, None);
     let settings = AuditSettings::default().with_mutants(&[Mutant::Drop]);
     let report = audit::run(&subject, &settings);
-    assert_barriers_are_killed(ordered::NAME, &[report]);
+    assert_barriers_are_killed(ordered::NAME, &[report], &[]);
 }
 
 fn rows_of<'a>(reports: &'a [AuditReport], seen: &Seen) -> Vec<&'a Verdict> {
