@@ -118,7 +118,10 @@ fn filter_fails(bench: &Bench, fuse: &Fuse) -> std::result::Result<(), Broken> {
         block: 0,
         count: bench.blocks,
     };
-    let failing = allowing(bench.guest(&disk, 1));
+    let failing = Guest {
+        on_error: OnError::Allowed,
+        ..bench.guest(&disk, 1)
+    };
     bench.run(failing.submit(first)).map_err(bad_bypass)?;
     let is_left_out = disk
         .state()
@@ -158,20 +161,11 @@ async fn left_out(bench: &Bench, disk: &Disk) -> std::result::Result<(), Broken>
     guest.read_all().await
 }
 
-fn allowing(guest: Guest<'_>) -> Guest<'_> {
-    Guest {
-        on_error: OnError::Allowed,
-        ..guest
-    }
-}
-
-fn bad_bypass(broken: Broken) -> Broken {
-    Broken {
-        rule: "bad-bypass".into(),
-        what: format!(
-            "the filter panicked, and was left out as it declares it may be\n{}",
-            broken.what
-        ),
-        ..broken
-    }
+fn bad_bypass(mut broken: Broken) -> Broken {
+    broken.rule = "bad-bypass".into();
+    broken.what = format!(
+        "the filter panicked, and was left out as it declares it may be\n{}",
+        broken.what
+    );
+    broken
 }
