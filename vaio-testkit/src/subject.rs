@@ -266,6 +266,18 @@ impl Subject {
         }
     }
 
+    /// The same with each of its factories wrapped.
+    pub(crate) fn wrapped(
+        &self,
+        wrap: impl Fn(Arc<dyn FilterFactory>) -> Arc<dyn FilterFactory> + Send + Sync + 'static,
+    ) -> Self {
+        let make = Arc::clone(&self.make);
+        Self {
+            make: Arc::new(move |scale| wrap(make(scale))),
+            ..self.clone()
+        }
+    }
+
     pub(crate) fn tapped(&self, taps: impl Fn(&Host) -> Taps + Send + Sync + 'static) -> Self {
         let tap: Arc<MakeTaps> = Arc::new(taps);
         Self {

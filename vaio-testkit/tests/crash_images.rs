@@ -11,7 +11,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use vaio_core::{DeviceInfo, DiscardReads, Support};
 use vaio_testkit::disk::{
-    Change, Content, CrashPoint, CrashSpec, Fill, Image, Landing, Media, Moment, MutationId, Tier,
+    Change, Content, CrashPoint, CrashSpec, Fill, Image, Landing, Media, Moment, MutationId,
+    PENDING_MAX, Tier,
 };
 
 const BLOCKS: u64 = 3;
@@ -599,4 +600,80 @@ fn too_many_outcomes_are_not_made_exhaustively() {
     assert_eq!(count(&media), 1 << 14);
     write(&mut media, 14, 1, 1);
     assert_eq!(count(&media), 0);
+}
+
+#[test]
+fn power_cut_leaves_nothing_pending() {
+    let mut twin = Twin::new(true, DiscardReads::Zero);
+    let acked = write(&mut twin.media, 0, 1, 1);
+    twin.media.complete(acked, 2);
+    write(&mut twin.media, 1, 2, 3);
+    let image = twin.media.durable().clone();
+    twin.media.lose_power(image);
+    assert_eq!(twin.media.pending().count(), 0);
+    assert_eq!(
+        images(&twin.point(), &[Tier::Exhaustive]),
+        BTreeSet::from([vec![FIRST; 3]]),
+        "what was lost does not come back in the next crash"
+    );
+}
+
+#[test]
+fn full_cache_writes_its_oldest_back_by_itself() {
+    let mut twin = Twin::new(true, DiscardReads::Zero);
+    let mut at = 0;
+    let mut one_more = |media: &mut Media, block, value| {
+        at += 2;
+        let id = write(media, block, value, at);
+        media.complete(id, at + 1);
+    };
+    one_more(&mut twin.media, 0, 1);
+    for _ in 1..PENDING_MAX {
+        one_more(&mut twin.media, 1, 2);
+    }
+    assert_eq!(values(twin.media.durable()), [FIRST, FIRST, FIRST]);
+    one_more(&mut twin.media, 1, 3);
+    assert_eq!(values(twin.media.durable()), [1, FIRST, FIRST]);
+    assert_eq!(twin.media.pending().count(), PENDING_MAX);
+}
+
+#[test]
+fn failed_write_stays_possible_after_a_read_of_what_was_in_flight_with_it() {
+    let mut twin = Twin::new(true, DiscardReads::Zero);
+    let failed = write(&mut twin.media, 0, 1, 1);
+    let other = write(&mut twin.media, 0, 2, 2);
+    twin.media.fail(failed, 3, |_| false);
+    twin.media.complete(other, 4);
+    assert_eq!(twin.media.read(0, 1, 5)[0], 2);
+    twin.media.flush(6);
+    let left = images(&twin.point(), &[Tier::Exhaustive]);
+    assert!(left.contains(&vec![1, FIRST, FIRST]), "{left:?}");
+    assert_eq!(left.len(), 2, "the old content is gone");
+}
+
+#[test]
+fn crash_does_not_decide_on_what_is_durable() {
+    let mut twin = Twin::new(true, DiscardReads::Zero);
+    let durable = write(&mut twin.media, 0, 1, 1);
+    write(&mut twin.media, 0, 2, 2);
+    twin.media.complete(durable, 3);
+    twin.media.flush(4);
+    assert_eq!(twin.media.pending().count(), 2, "in flight together");
+    assert_eq!(twin.point().mutations(), 1);
+}
+
+#[test]
+fn all_but_one_and_one_only_are_just_that() {
+    let mut twin = Twin::new(true, DiscardReads::Zero);
+    for block in 0..3 {
+        let id = write(&mut twin.media, block, 9, 1 + block * 2);
+        twin.media.complete(id, 2 + block * 2);
+    }
+    let each = |one: u8, rest: u8| {
+        (0..3).map(move |at| (0..3).map(|b| if b == at { one } else { rest }).collect())
+    };
+    let only: BTreeSet<Vec<Value>> = each(9, FIRST).collect();
+    let but: BTreeSet<Vec<Value>> = each(FIRST, 9).collect();
+    assert_eq!(images(&twin.point(), &[Tier::KeepOne]), only);
+    assert_eq!(images(&twin.point(), &[Tier::DropOne]), but);
 }

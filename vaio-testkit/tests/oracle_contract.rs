@@ -686,3 +686,34 @@ fn clone_is_independent_of_its_origin() {
     origin.allows(new);
     assert_eq!(copy.0.history().ops().count(), 0);
 }
+
+#[test]
+fn failed_write_before_what_a_read_proved_older_is_refused_after_a_crash() {
+    // The failed A is before B by its end, B before C by a read: A before C, although A and C
+    // overlap and a read says nothing of what failed.
+    let mut guest = guest(Promise::AtFlush);
+    let (third, c) = guest.start(FUA);
+    let a = guest.failed(WRITE);
+    let (second, b) = guest.start(WRITE);
+    guest.end(second);
+    guest.sees(c).unwrap();
+    guest.end(third);
+    guest.0.crash();
+    guest.allows(c);
+    assert_eq!(guest.refuses(b), Rule::LostWrite);
+    assert_eq!(guest.refuses(a), Rule::LostWrite);
+}
+
+#[test]
+fn read_of_zeroes_of_several_origins_does_not_decide_what_failed_before_it() {
+    let mut guest = guest(Promise::AtFlush);
+    let ((first, _), (second, _)) = (guest.start(ZERO), guest.start(ZERO));
+    let new = guest.failed(WRITE);
+    guest.end(first);
+    guest.end(second);
+    guest.sees(Value::Zero).unwrap();
+    guest.done(GuestOp::Flush);
+    guest.0.crash();
+    guest.allows(Value::Zero);
+    guest.allows(new);
+}

@@ -309,3 +309,137 @@ fn devices_are_found_by_name() {
     assert_eq!(sim.run(main).unwrap(), ErrorKind::Config);
     assert_eq!(sim.tape().choose(1, Family::Op, "unused"), 0);
 }
+
+#[test]
+fn io_of_a_dead_process_lands_by_itself_only_if_the_tape_says_so() {
+    for (tape, expected) in [(Tape::benign(), 0), (tape_with("crash disk.orphan#0"), 7)] {
+        let sim = Sim::new(tape, Schedule::Fifo);
+        let disk = disk_in(&sim);
+        leave_in_flight(&sim, &disk, 7);
+        sim.run(sim.sleep(Duration::from_secs(1))).unwrap();
+        assert_eq!(disk.in_flight(), 0);
+        assert_eq!(first_byte(&disk), expected);
+    }
+}
+
+#[test]
+fn flush_covers_nothing_that_was_in_flight_with_it() {
+    let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+    let disk = disk_in(&sim);
+    let device = disk.handle(&sim.host("host"));
+    let (written, flushed) = sim
+        .run(join(device.write(0, block(1)), device.flush()))
+        .unwrap();
+    written.and(flushed).unwrap();
+    let durable = || disk.snapshot().durable().block(0)[0];
+    assert_eq!((first_byte(&disk), durable()), (1, 0));
+    sim.run(device.flush()).unwrap().unwrap();
+    assert_eq!(durable(), 1);
+}
+
+#[test]
+fn read_decides_which_of_two_writes_was_first() {
+    for reads in [false, true] {
+        let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+        let disk = disk_in(&sim);
+        let device = disk.handle(&sim.host("host"));
+        let durable = Io::write(0, block(2)).with_fua();
+        let main = async {
+            let (one, other) = join(device.write(0, block(1)), device.submit(durable)).await;
+            one.unwrap();
+            other.unwrap();
+            if reads {
+                assert_eq!(device.read(0, 512).await.unwrap(), block(2));
+            }
+        };
+        sim.run(main).unwrap();
+        let point = CrashPoint::new([("disk", &disk.snapshot())]);
+        let mut seen = std::collections::BTreeSet::new();
+        let cases = point.cases(&[Tier::Exhaustive], &mut |_| 0, &mut |hash| {
+            seen.insert(hash)
+        });
+        assert_eq!(cases.len(), if reads { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn failed_write_lands_not_at_all_whole_or_by_half() {
+    for (landed, expected) in [(0, [0, 0]), (1, [5, 5]), (2, [5, 0])] {
+        let text = format!("choose fault disk.landed#0 = {landed}\n");
+        let sim = Sim::new(Tape::replay(text.parse().unwrap()), Schedule::Fifo);
+        let disk = disk_in(&sim);
+        let device = disk.handle(&sim.host("host"));
+        disk.faults(|faults| faults.add(Rule::once(Fault::Error)));
+        let data = Bytes::from(vec![5; 1024]);
+        let failed = sim.run(device.write(0, data)).unwrap().unwrap_err();
+        assert_eq!(failed.kind(), ErrorKind::Io);
+        let live = disk.media().live().read(0, 2);
+        assert_eq!([live[0], live[512]], expected);
+    }
+}
+
+#[test]
+fn io_of_a_dead_process_is_never_answered() {
+    let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+    let (disk, host) = (disk_in(&sim), sim.host("host"));
+    let device = disk.handle(&host);
+    let main = async {
+        let mut write = device.write(0, block(1)).boxed();
+        assert!(futures::poll!(&mut write).is_pending());
+        host.kill();
+        sim.sleep(Duration::from_secs(1)).await;
+        assert_eq!(disk.in_flight(), 0);
+        assert!(futures::poll!(&mut write).is_pending());
+    };
+    sim.run(main).unwrap();
+}
+
+#[test]
+fn io_in_flight_when_power_fails_does_not_succeed() {
+    let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+    let disk = disk_in(&sim);
+    let device = disk.handle(&sim.host("host"));
+    let main = async {
+        let mut write = device.write(0, block(1)).boxed();
+        assert!(futures::poll!(&mut write).is_pending());
+        disk.lose_power(disk.snapshot().durable().clone(), None);
+        assert_eq!(disk.in_flight(), 0);
+        write.await.unwrap_err().kind()
+    };
+    assert_eq!(sim.run(main).unwrap(), ErrorKind::Gone);
+    assert_eq!(first_byte(&disk), 0);
+}
+
+#[test]
+fn write_that_failed_is_decided_when_the_next_process_opens_the_disk() {
+    for landed in [0, 1] {
+        let text = format!("choose fault disk.landed#0 = {landed}\n");
+        let sim = Sim::new(Tape::replay(text.parse().unwrap()), Schedule::Fifo);
+        let (disk, first) = (disk_in(&sim), sim.host("first"));
+        disk.faults(|faults| faults.add(Rule::once(Fault::Error)));
+        let failed = disk.handle(&first);
+        sim.run(failed.write(0, block(7))).unwrap().unwrap_err();
+        first.kill();
+        let shown = first_byte(&disk);
+        let second = disk.handle(&sim.host("second"));
+        sim.run(second.flush()).unwrap().unwrap();
+        assert_eq!(disk.snapshot().durable().block(0)[0], shown);
+        assert_eq!(disk.snapshot().pending().count(), 0, "nothing is open");
+    }
+}
+
+#[test]
+fn sidecar_that_was_restored_forgets_what_was_under_way() {
+    let sim = Sim::new(tape_with("crash side.replaced#0"), Schedule::Fifo);
+    let side = SimSidecar::new(&sim, "side", None);
+    let host = sim.host("host");
+    let store = side.handle(&host);
+    let main = async {
+        let mut replace = store.replace(Bytes::from("new"));
+        assert!(futures::poll!(&mut replace).is_pending());
+        host.kill();
+    };
+    sim.run(main).unwrap();
+    side.restore(Some(Bytes::from("old")));
+    assert_eq!(side.snapshot().images(), [Some(Bytes::from("old"))]);
+}

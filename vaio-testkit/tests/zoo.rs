@@ -12,16 +12,7 @@ use vaio_testkit::{
 };
 
 /// Rows that are known to survive, and why. Empty is the aim.
-const SURVIVORS: &[(&str, &str)] = &[
-    (
-        "bypass_while_dirty",
-        "no case makes a filter fail so that it is bypassed while it holds data",
-    ),
-    (
-        "replica_ahead_of_log",
-        "the order of a power loss between journal and replica is checked on the replica alone",
-    ),
-];
+const SURVIVORS: &[(&str, &str)] = &[];
 
 /// Alarms on correct twins that are known and not yet mended, each as the start of
 /// `twin case`; `*`: any twin. Empty is the aim; the figure counts them all the same.
@@ -105,6 +96,8 @@ fn every_row_is_caught() {
 #[test]
 fn no_twin_without_a_bug_raises_an_alarm() {
     let mut work = Work::default();
+    // Some cases, while working on them.
+    let only = std::env::var("VAIO_CASE").unwrap_or_default();
     let mut alarms = BTreeMap::new();
     let mut known = 0;
     for twin in Twin::ALL {
@@ -113,7 +106,7 @@ fn no_twin_without_a_bug_raises_an_alarm() {
                 continue;
             }
             let subject = twin.subject(promise, None);
-            for case in CASES {
+            for case in CASES.iter().filter(|case| case.contains(&only)) {
                 match run_case(&subject, case, &budget()) {
                     Said::Passed(more) => work += more,
                     Said::Skipped(_) => {}
@@ -136,5 +129,9 @@ fn no_twin_without_a_bug_raises_an_alarm() {
     println!("figure zoo_clean_crash_images {} images", work.images);
     println!("figure zoo_clean_crash_states {} states", work.states);
     assert!(alarms.is_empty(), "{:?}", alarms.keys().collect::<Vec<_>>());
-    assert!(work.images >= 500_000, "too little was tried: {work}");
+    let is_whole = only.is_empty();
+    assert!(
+        work.images >= 500_000 || !is_whole,
+        "too little was tried: {work}"
+    );
 }

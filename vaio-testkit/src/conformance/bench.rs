@@ -21,7 +21,7 @@ pub(super) struct Bench {
     pub(super) belief: Belief,
     pub(super) subject: Arc<Subject>,
     pub(super) blocks: u64,
-    seed: u64,
+    pub(super) seed: u64,
 }
 
 /// Runs a script in a benign world and in random ones.

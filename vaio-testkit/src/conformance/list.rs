@@ -15,13 +15,13 @@ macro_rules! __vaio_cases {
             era2 { write_after_recovery long_runs kill_then_power }
             torn { small_writes large_writes }
             recovery_crash { small_writes overwrites }
-            faults { backing_read backing_write backing_gone backing_stalls beside_read beside_write beside_gone no_space latent any recovery_read recovery_write recovery_flush reread }
-            fsyncgate { backing beside }
+            faults { backing_read backing_write backing_gone backing_stalls beside_read beside_write beside_gone no_space latent any recovery_read recovery_write recovery_flush reread open_read open_write open_flush open_any beside_wraps attach_again }
+            fsyncgate { backing beside then_write }
             dirty { never_under_reported across_crashes flush_to clean_after_close write_through }
             snapshot { quiesced held }
             lifecycle { close_and_open detach replace reopen_often shape }
             cancel { write read flush any }
-            bypass { transparent_when_allowed }
+            bypass { transparent_when_allowed filter_fails }
             liveness { smallest_reserve everything_ends idle_ends stalls_below }
             determinism { same_run same_plan }
             ordered { cut_at_every_boundary cut_in_long_runs quiet_target_equals }

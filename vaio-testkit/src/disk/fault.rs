@@ -318,4 +318,15 @@ mod tests {
         faults.written(BLOCK);
         assert_eq!(faults.decide(OpKind::Read, BLOCK, &mut |_| 0), None);
     }
+
+    #[test]
+    fn rule_that_does_not_heal_stays_when_written() {
+        let mut faults = Faults::default();
+        faults.add(Rule::always(Fault::Error).on(OpKind::Read).at(BLOCK));
+        faults.written(BLOCK);
+        assert_eq!(
+            faults.decide(OpKind::Read, BLOCK, &mut |_| 0),
+            Some(Fault::Error)
+        );
+    }
 }

@@ -443,6 +443,22 @@ mod tests {
     }
 
     #[test]
+    fn every_byte_of_a_block_counts_in_the_hash() {
+        let hash = |at: Option<usize>| {
+            let mut bytes = vec![7; 512];
+            if let Some(at) = at {
+                bytes[at] = 8;
+            }
+            let mut image = Image::new(1, 512, Fill::Zero);
+            image.set(0, Content::of(bytes.into()));
+            image.hash()
+        };
+        let hashes: std::collections::BTreeSet<_> =
+            (0..512).map(Some).chain([None]).map(hash).collect();
+        assert_eq!(hashes.len(), 513);
+    }
+
+    #[test]
     fn never_written_block_reads_as_the_fill() {
         let image = Image::new(4, 512, Fill::Garbage(3));
         assert_ne!(image.block(0), image.block(1));

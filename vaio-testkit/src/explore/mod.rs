@@ -22,6 +22,7 @@ pub mod run;
 mod shrink;
 mod simpler;
 mod state;
+pub(crate) mod target;
 mod watch;
 
 use std::sync::Arc;
@@ -67,6 +68,10 @@ pub struct Checks {
     pub ordered: bool,
     /// What fails below; empty: nothing. Where something may fail, errors are honest.
     pub faults: Vec<FaultBelow>,
+    /// What fails below from before each open of a run, and goes on into the work if it has not
+    /// happened by then: it may keep the disk from opening, a few times, and may not make it
+    /// forget. Errors are honest then too.
+    pub open_faults: Vec<FaultBelow>,
     /// What fails below while a crash state is recovered: it may keep the disk from opening, and
     /// may not make it forget.
     pub recovery_faults: Vec<FaultBelow>,
@@ -90,10 +95,18 @@ impl Default for Checks {
             dirty: false,
             ordered: true,
             faults: Vec::new(),
+            open_faults: Vec::new(),
             recovery_faults: Vec::new(),
             reread_faults: Vec::new(),
             reuses_recoveries: true,
         }
+    }
+}
+
+impl Checks {
+    /// Whether anything fails below in a run.
+    pub(crate) fn may_fail(&self) -> bool {
+        !self.faults.is_empty() || !self.open_faults.is_empty()
     }
 }
 
@@ -147,10 +160,10 @@ impl Lab {
 
     /// What an error means to the guest.
     fn on_error(&self) -> OnError {
-        if self.checks.faults.is_empty() {
-            OnError::Broken
-        } else {
+        if self.checks.may_fail() {
             OnError::Allowed
+        } else {
+            OnError::Broken
         }
     }
 

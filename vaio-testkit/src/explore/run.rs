@@ -144,6 +144,9 @@ fn failure_of(
     })
 }
 
+/// Attempts to open a disk where something fails while it opens; at the last one nothing does.
+const OPENS_MAX: u32 = 4;
+
 struct Run<'a> {
     lab: &'a Lab,
     plan: &'a Plan,
@@ -202,12 +205,7 @@ impl Run<'_> {
         // Until it is formatted nothing is known of what the disk shows.
         let formats = is_first && self.lab.subject.shows_garbage_first();
         self.watch.look_away(formats);
-        let mut opened = self.rig.open(host).await;
-        if opened.is_err() && !self.lab.checks.faults.is_empty() {
-            // A fault may keep a disk from opening, but not for longer than it lasts.
-            self.quiet();
-            opened = self.rig.open(host).await;
-        }
+        let opened = self.open(host, formats).await;
         let disk = opened.map_err(|error| {
             let rule = if after_crash {
                 "recovery-failed"
@@ -222,6 +220,7 @@ impl Run<'_> {
         let guest = self.guest(&disk);
         if formats {
             guest.format().await?;
+            super::set_faults(self.rig, &self.lab.checks.open_faults);
             self.watch.look_away(false);
         }
         if !after_crash {
@@ -241,6 +240,28 @@ impl Run<'_> {
             guest.submit(GuestOp::Idle).await?;
         }
         Ok(disk)
+    }
+
+    /// Opens the disk. What fails below may keep it from opening, but not for longer than it lasts.
+    async fn open(&self, host: &Host, formats: bool) -> vaio_core::Result<Disk> {
+        let checks = &self.lab.checks;
+        if !formats {
+            super::set_faults(self.rig, &checks.open_faults);
+        }
+        let mut tries = match (checks.may_fail(), checks.open_faults.is_empty()) {
+            (false, _) => 1,
+            (true, true) => 2,
+            (true, false) => OPENS_MAX,
+        };
+        loop {
+            match self.rig.open(host).await {
+                Err(_) if tries > 1 => tries -= 1,
+                opened => return opened,
+            }
+            if tries == 1 {
+                self.quiet();
+            }
+        }
     }
 
     fn guest<'a>(&'a self, disk: &'a Disk) -> Guest<'a> {
@@ -302,7 +323,7 @@ impl Run<'_> {
         }
         // A filter that says that the lower device is behind (a mirror that lost a side) is believed
         // after faults; without any, nothing may be behind.
-        let is_behind = !self.lab.checks.faults.is_empty()
+        let is_behind = self.lab.checks.may_fail()
             && disk
                 .state()
                 .layers
@@ -317,7 +338,7 @@ impl Run<'_> {
             Ok(()) if is_behind => {}
             Ok(()) => self.closed_clean()?,
             // What a fault did to the filter may keep it from closing clean; nothing is lost.
-            Err(_) if !self.lab.checks.faults.is_empty() => self.belief.oracle().crash(),
+            Err(_) if self.lab.checks.may_fail() => self.belief.oracle().crash(),
             Err(error) => return Err(Broken::new("close-failed", error.to_line())),
         }
         self.reopen()
@@ -370,7 +391,7 @@ impl Run<'_> {
             .snapshot();
         let values = values_of(backing.durable(), self.plan.blocks);
         let mut oracle = self.belief.oracle().clone();
-        if !self.lab.checks.faults.is_empty() {
+        if self.lab.checks.may_fail() {
             // What a failed flush lost is lost; the last one, of the close, covers the rest.
             let flush = oracle.submit(&GuestOp::Flush);
             oracle.ack(flush, Outcome::Ok)?;

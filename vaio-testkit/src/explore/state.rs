@@ -10,6 +10,7 @@ use super::{
     guest::{Belief, Guest, OnError},
     recovered::Recovered,
     rig::{Rig, RigSnapshot, limits},
+    target,
 };
 use crate::{
     GuestOp, Scale, Tape,
@@ -99,14 +100,19 @@ fn recover(
     variant: u64,
 ) -> Result<u64, Broken> {
     let before = lab.checks.recovery_crash.then(|| belief.oracle().clone());
-    let seen = before.is_some().then(|| watch_recovery(sim, rig));
+    let steps = lab.checks.ordered && lab.subject.ordered_target().is_some();
+    let seen = (before.is_some() || steps).then(|| watch_recovery(lab, sim, rig, belief));
     let (host, disk) = reopened(lab, sim, rig)?;
     if let Some(seen) = &seen {
-        seen.lock().is_over = true;
+        let mut seen = seen.lock();
+        seen.is_over = true;
+        if let Some(broken) = seen.broken.take() {
+            return Err(broken);
+        }
     }
     let guest = guest(sim, &disk, belief);
     run(sim, guest.read_all())?;
-    lab.look(&disk, rig, belief)?;
+    look(lab, &disk, rig, belief)?;
     if !lab.checks.reread_faults.is_empty() {
         reread(lab, sim, rig, guest)?;
     }
@@ -171,6 +177,7 @@ fn second_era(
         }
         Ok(())
     })?;
+    look_at_target(lab, rig, belief)?;
     host.kill();
     drop(disk);
     rig.lose_power(CrashPoint::nothing_kept);
@@ -178,9 +185,28 @@ fn second_era(
     let host = sim.host("second-era");
     let disk = open(sim, rig, &host)?;
     run(sim, self::guest(sim, &disk, belief).read_all())?;
-    lab.look(&disk, rig, belief)?;
+    look(lab, &disk, rig, belief)?;
     host.kill();
     Ok(())
+}
+
+/// Looks at a disk that was just recovered and read.
+fn look(lab: &Lab, disk: &Disk, rig: &Rig, belief: &Belief) -> Result<(), Broken> {
+    lab.look(disk, rig, belief)?;
+    look_at_target(lab, rig, belief)
+}
+
+/// A target that got what the disk has lost shows it here at the latest: nothing that is written
+/// from now on makes a cut with it.
+fn look_at_target(lab: &Lab, rig: &Rig, belief: &Belief) -> Result<(), Broken> {
+    if !lab.checks.ordered {
+        return Ok(());
+    }
+    let oracle = belief.oracle().clone();
+    match target::check(&lab.subject, rig, &oracle, &mut |_| true) {
+        Ok(_) => Ok(()),
+        Err((broken, _)) => Err(broken),
+    }
 }
 
 fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
@@ -236,8 +262,11 @@ struct Watched(Arc<Mutex<Recovery>>);
 #[derive(Debug, Default)]
 struct Recovery {
     is_over: bool,
+    /// Where power is to fail too.
     snapshots: Vec<RigSnapshot>,
     names: Vec<Arc<str>>,
+    /// Of the target of an ordered promise, which is a cut at every step.
+    broken: Option<Broken>,
 }
 
 impl Watched {
@@ -249,15 +278,25 @@ impl Watched {
 /// Most boundaries of one recovery that are looked at.
 const RECOVERY_POINTS_MAX: usize = 256;
 
-fn watch_recovery(sim: &Sim, rig: &Rig) -> Watched {
+fn watch_recovery(lab: &Lab, sim: &Sim, rig: &Rig, belief: &Belief) -> Watched {
     let watched = Watched::default();
     watched.lock().names = rig.names();
-    let (shared, rig) = (watched.clone(), rig.clone());
+    let (shared, rig, lab) = (watched.clone(), rig.clone(), lab.clone());
+    let oracle = belief.oracle().clone();
+    let mut known = std::collections::BTreeSet::new();
     sim.on_event(move |_| {
         let mut seen = shared.lock();
-        if !seen.is_over && seen.snapshots.len() < RECOVERY_POINTS_MAX {
+        if seen.is_over {
+            return;
+        }
+        if lab.checks.recovery_crash && seen.snapshots.len() < RECOVERY_POINTS_MAX {
             let snapshot = rig.snapshot();
             seen.snapshots.push(snapshot);
+        }
+        if lab.checks.ordered && seen.broken.is_none() {
+            let mut is_new = |hash| known.insert(hash);
+            let checked = target::check(&lab.subject, &rig, &oracle, &mut is_new);
+            seen.broken = checked.err().map(|(broken, _)| broken);
         }
     });
     watched

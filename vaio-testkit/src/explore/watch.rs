@@ -11,13 +11,12 @@ use futures::channel::oneshot;
 
 use super::{
     Belief, Broken, CrashKind, Lab, Rig, RigSnapshot, State, recovered::Recoveries, state::Left,
+    target,
 };
 use crate::{
     Scale,
-    disk::{CrashSpec, Image, Landing, Media, Tier},
-    oracle::OrderedCheck,
+    disk::{CrashSpec, Image, Landing, Media},
     sim::Host,
-    subject::Target,
     tape::Hashed,
 };
 
@@ -322,43 +321,17 @@ impl Inner {
 
     /// The target of an ordered promise is a cut, alone, whatever a crash leaves of it.
     fn target(&mut self) -> Result<(), Found> {
-        let Some(target) = self.lab.subject.ordered_target() else {
-            return Ok(());
-        };
-        let name = match &target {
-            Target::Backing => super::BACKING,
-            Target::Device(name) => name,
-        };
-        let disk = self
-            .rig
-            .disk(name)
-            .expect("the subject's target is one of its devices");
-        let snapshot = disk.snapshot();
-        let point = crate::disk::CrashPoint::new([(name, &snapshot)]);
         let oracle = self.belief.oracle().clone();
-        let tiers = [
-            Tier::None,
-            Tier::All,
-            Tier::DropOne,
-            Tier::KeepOne,
-            Tier::Prefix,
-        ];
         let salt = mix(oracle.legal_hash(), u64::from(self.boundary) ^ 0x7a76);
         let seen = &mut self.seen.states;
-        let cases = point.cases(&tiers, &mut |_| 0, &mut |hash| seen.insert(mix(salt, hash)));
-        if cases.is_empty() {
-            return Ok(());
+        let mut is_new = |hash| seen.insert(mix(salt, hash));
+        match target::check(&self.lab.subject, &self.rig, &oracle, &mut is_new) {
+            Ok(images) => {
+                self.work.images += images;
+                Ok(())
+            }
+            Err((broken, spec)) => Err(self.found(broken, CrashKind::Power, Some(spec))),
         }
-        let mut check = OrderedCheck::new(&oracle);
-        for case in cases {
-            self.work.images += 1;
-            let images = point.images(&case);
-            let values = values_of(&images[0], oracle.settings().blocks);
-            check.check(&values).map_err(|violation| {
-                self.found(violation.into(), CrashKind::Power, Some(point.spec(&case)))
-            })?;
-        }
-        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! The scripted cases: each does something particular with an open disk.
 
+mod attach;
+mod bypass;
 mod cancel;
 mod life;
 mod live;
@@ -36,6 +38,8 @@ pub(super) fn find(name: &str) -> Option<Script> {
         _ => {
             return life::find(name)
                 .or_else(|| live::find(name))
+                .or_else(|| attach::find(name))
+                .or_else(|| bypass::find(name))
                 .or_else(|| cancel::find(name))
                 .or_else(|| moved::find(name));
         }

@@ -1,5 +1,7 @@
 //! The explored cases: which workloads, crashes and faults each one is. A table.
 
+mod faults;
+
 use vaio_core::OpKind;
 
 use super::{Budget, Found, Said};
@@ -21,8 +23,20 @@ pub(super) struct Explored {
     checks: Checks,
     /// What fails. A rule is tried at its first IO and at a few later ones.
     faults: Vec<FaultBelow>,
-    /// Whether it fails while a crash is recovered, not while the guest works.
-    in_recovery: bool,
+    when: When,
+}
+
+/// When something fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// While the guest works.
+    Work,
+    /// From before a disk opens, also what a crash left.
+    Open,
+    /// While what a crash left is recovered.
+    Recovery,
+    /// While it is read again.
+    Reread,
 }
 
 #[derive(Clone, Debug)]
@@ -56,10 +70,15 @@ impl Explored {
     }
 
     fn put(&self, lab: &mut Lab, faults: Vec<FaultBelow>) {
-        if self.in_recovery {
-            lab.checks.recovery_faults = faults;
-        } else {
-            lab.checks.faults = faults;
+        let checks = &mut lab.checks;
+        match self.when {
+            When::Work => checks.faults = faults,
+            When::Open => {
+                checks.open_faults.clone_from(&faults);
+                checks.recovery_faults = faults;
+            }
+            When::Recovery => checks.recovery_faults = faults,
+            When::Reread => checks.reread_faults = faults,
         }
     }
 
@@ -86,26 +105,30 @@ impl Explored {
         Said::Passed(work)
     }
 
-    /// One lab, or one for each moment of a swept fault.
+    /// One lab, or one for each moment of each swept fault.
     pub(super) fn labs(&self, subject: &Subject) -> Vec<Lab> {
         let lab = self.lab(subject);
-        let [
-            FaultBelow {
-                on,
-                how: How::Rule(rule),
-            },
-        ] = &self.faults[..]
-        else {
-            return vec![lab];
-        };
-        (0..SWEEP)
-            .map(|after| {
-                let mut lab = lab.clone();
-                let how = How::Rule(rule.after(after));
-                self.put(&mut lab, vec![FaultBelow { on: *on, how }]);
-                lab
-            })
-            .collect()
+        let mut swept: Vec<Vec<FaultBelow>> = vec![Vec::new()];
+        for FaultBelow { on, how } in &self.faults {
+            let How::Rule(rule) = how else {
+                return vec![lab];
+            };
+            let at = |after| FaultBelow {
+                on: *on,
+                how: How::Rule(rule.after(after)),
+            };
+            swept = (swept.iter())
+                .flat_map(|faults| {
+                    (0..SWEEP).map(move |after| [&faults[..], &[at(after)]].concat())
+                })
+                .collect();
+        }
+        let labs = swept.into_iter().map(|faults| {
+            let mut lab = lab.clone();
+            self.put(&mut lab, faults);
+            lab
+        });
+        labs.collect()
     }
 
     fn campaign(&self, lab: &Lab, name: &str, budget: &Budget) -> Verdict {
@@ -215,7 +238,7 @@ fn small(ops: &[GuestOp], len: usize, quick: u64) -> Explored {
             ..Checks::default()
         },
         faults: Vec::new(),
-        in_recovery: false,
+        when: When::Work,
     }
 }
 
@@ -233,7 +256,7 @@ fn large(quick: u64, crashes_max: u32) -> Explored {
             ..Checks::default()
         },
         faults: Vec::new(),
-        in_recovery: false,
+        when: When::Work,
     }
 }
 
@@ -275,11 +298,17 @@ impl Explored {
         self
     }
 
+    /// One more rule.
     fn rule(mut self, on: On, rule: Rule) -> Self {
-        self.faults = vec![FaultBelow {
+        self.faults.push(FaultBelow {
             on,
             how: How::Rule(rule),
-        }];
+        });
+        self
+    }
+
+    fn when(mut self, when: When) -> Self {
+        self.when = when;
         self
     }
 
@@ -304,7 +333,7 @@ pub(super) fn find(name: &str) -> Option<Explored> {
         "flush" | "fua" => durable(group, case),
         "zero_discard" => zero_discard(case),
         "crash" | "era2" | "torn" | "recovery_crash" => crash(group, case),
-        "faults" | "fsyncgate" => faults(group, case),
+        "faults" | "fsyncgate" => faults::find(group, case),
         "dirty" => dirty(case),
         "ordered" => ordered(case),
         _ => None,
@@ -419,52 +448,6 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
     })
 }
 
-fn faults(group: &str, case: &str) -> Option<Explored> {
-    let work = small(&[w(0, 1), F, I, r(0, 2), w(0, 2)], 3, 60).crashing(&[Tier::None, Tier::All]);
-    let once = Rule::once(Fault::Error);
-    // All of them: write, a flush that fails, one that does not.
-    let gate = small(&[w(0, 1), F, I], 4, 240)
-        .depths(&[1], 1)
-        .crashing(&[Tier::None, Tier::All]);
-    let recovery = |kind| {
-        let ops = small(&[w(0, 1), F, I, w(0, 2)], 2, 60).crashing(&[Tier::None, Tier::All]);
-        let mut found = ops.rule(On::All, once.on(kind));
-        found.in_recovery = true;
-        found
-    };
-    Some(match (group, case) {
-        ("faults", "backing_read") => work.rule(On::Backing, once.on(OpKind::Read)),
-        ("faults", "backing_write") => work.rule(On::Backing, once.on(OpKind::Write)),
-        ("faults", "backing_gone") => work.rule(On::Backing, Rule::always(Fault::Gone)),
-        ("faults", "backing_stalls") => {
-            let stall = Fault::Stall(std::time::Duration::from_secs(1));
-            work.rule(On::Backing, Rule::once(stall))
-        }
-        ("faults", "beside_read") => work.rule(On::Beside, once.on(OpKind::Read)),
-        ("faults", "beside_write") => work.rule(On::Beside, once.on(OpKind::Write)),
-        ("faults", "beside_gone") => work.rule(On::Beside, Rule::always(Fault::Gone)),
-        ("faults", "no_space") => work.rule(On::All, Rule::once(Fault::NoSpace)),
-        ("faults", "latent") => large(60, 3).any_fault(On::All, &[Fault::Latent]),
-        ("faults", "any") => large(120, 3).any_fault(On::All, &[Fault::Error, Fault::NoSpace]),
-        ("faults", "recovery_read") => recovery(OpKind::Read),
-        ("faults", "recovery_write") => recovery(OpKind::Write),
-        ("faults", "recovery_flush") => recovery(OpKind::Flush),
-        ("faults", "reread") => {
-            let tiers = [Tier::All, Tier::DropOne, Tier::KeepOne];
-            let mut found = small(&[w(0, 1), w(0, 2), F, I], 2, 320).crashing(&tiers);
-            let how = How::Rule(once.on(OpKind::Read));
-            found.checks.reread_faults = vec![FaultBelow {
-                on: On::Backing,
-                how,
-            }];
-            found
-        }
-        ("fsyncgate", "backing") => gate.rule(On::Backing, once.on(OpKind::Flush)),
-        ("fsyncgate", "beside") => gate.rule(On::Beside, once.on(OpKind::Flush)),
-        _ => return None,
-    })
-}
-
 fn dirty(case: &str) -> Option<Explored> {
     Some(match case {
         "never_under_reported" => {
@@ -481,7 +464,7 @@ fn ordered(case: &str) -> Option<Explored> {
     Some(match case {
         "cut_at_every_boundary" => small(&[w(0, 1), w(1, 1), F, I, w(0, 2)], 3, 300)
             .depths(&[1, 2], 6)
-            .crashing(&[Tier::All]),
+            .crashing(&[Tier::None, Tier::All]),
         "cut_in_long_runs" => large(60, 2).crashing(&[Tier::Acked]),
         _ => return None,
     })
