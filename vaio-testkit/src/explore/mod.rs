@@ -14,6 +14,7 @@ pub mod campaign;
 mod dirty;
 pub mod enumerate;
 mod guest;
+mod hash;
 pub mod plan;
 pub mod random;
 mod recovered;

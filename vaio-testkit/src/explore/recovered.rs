@@ -19,14 +19,25 @@ use crate::{
 /// Values that are kept at most, over all scripts; then all are forgotten.
 const VALUES_MAX: usize = 1 << 20;
 
-/// The scripts of a campaign, by hash of the media and the sidecar.
+/// What is known of a campaign's media.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Recoveries {
+    /// Checks of crash states, second eras included.
+    pub(super) checks: Scripts,
+    /// The ends of second eras alone.
+    pub(super) ends: Scripts,
+    /// Recoveries that were carried out.
+    pub(super) carried_out: u64,
+}
+
+/// Scripts by hash of the media and the sidecar.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scripts {
     scripts: BTreeMap<u64, Recovered>,
     values: usize,
 }
 
-impl Recoveries {
+impl Scripts {
     pub(super) fn get(&self, hash: u64) -> Option<&Recovered> {
         self.scripts.get(&hash)
     }
@@ -46,7 +57,7 @@ impl Recoveries {
 pub(super) struct Recovered {
     steps: Vec<Step>,
     /// Crash states that it counts for.
-    states: u64,
+    pub(super) states: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -104,11 +115,11 @@ impl Recovered {
         self.steps.iter().map(of).sum()
     }
 
-    /// Puts it to the oracle of another guest whose disk is in the same state: the crash states that
-    /// this checks, if it is legal. If not, the state is to be recovered, for the report.
-    pub(super) fn is_legal(&self, crashed: &Oracle) -> Option<u64> {
+    /// Puts it to the oracle of another guest whose disk is in the same state: the oracle afterwards,
+    /// if it is legal. If not, the state is to be recovered, for the report.
+    pub(super) fn put_to(&self, crashed: &Oracle) -> Option<Oracle> {
         let mut oracle = crashed.clone();
-        self.replay(&mut oracle).ok().map(|()| self.states)
+        self.replay(&mut oracle).ok().map(|()| oracle)
     }
 
     fn replay(&self, oracle: &mut Oracle) -> Result<(), Violation> {

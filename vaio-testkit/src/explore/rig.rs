@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use vaio_core::{DeviceProvider, Disk, DiskSettings, Error, FilterRegistry, Policy, Rt};
 
+use super::hash::{hash_of, mix};
 use crate::{
     Scale, Subject,
     disk::{
@@ -167,6 +168,13 @@ impl Rig {
 }
 
 impl RigSnapshot {
+    /// A hash of what is durable, equal for equal content.
+    pub(super) fn hash(&self) -> u64 {
+        let disks = self.disks.iter().map(|disk| disk.durable().hash());
+        let sidecar = hash_of(self.sidecar.content.as_deref());
+        disks.fold(sidecar, mix)
+    }
+
     /// What a crash at this moment may leave.
     pub fn crash_point(&self, names: &[Arc<str>]) -> CrashPoint {
         CrashPoint::new(names.iter().map(|name| &**name).zip(&self.disks))

@@ -8,7 +8,7 @@ use vaio_core::Disk;
 use super::{
     Broken, Checks, Lab,
     guest::{Belief, Guest, OnError},
-    recovered::Recovered,
+    recovered::{Recovered, Recoveries},
     rig::{Rig, RigSnapshot, limits},
     target,
 };
@@ -53,20 +53,24 @@ impl State {
         self.check_in(lab, &sim)
     }
 
-    /// As [`check`](Self::check), with what was read, to be put to other oracles.
-    pub(super) fn check_and_keep(self, lab: &Lab) -> Result<(u64, Option<Recovered>), Broken> {
+    /// As [`check`](Self::check), with what was read, to be put to other oracles; and without
+    /// recovering what is `known`.
+    pub(super) fn check_knowing(
+        self,
+        lab: &Lab,
+        known: &mut Recoveries,
+    ) -> Result<(u64, Option<Recovered>), Broken> {
         let sim = Sim::new(Tape::benign(), Schedule::Fifo);
-        let history = self.oracle.history();
-        let (ops, crashes) = (history.ops().count(), history.crashes().len());
-        let (checked, _, belief) = self.recorded_in(lab, &sim);
+        known.carried_out += 1;
+        if !is_all_in_what_is_read(lab) {
+            known.carried_out += u64::from(lab.checks.second_era);
+            return Ok((self.check_in(lab, &sim)?, None));
+        }
+        let (ops, crashes) = so_far(&self.oracle);
+        let (checked, _, belief) = self.recorded_knowing(lab, &sim, Some(known));
         let states = checked?;
-        // What else is looked at is not in what was read.
-        let is_all = lab.checks.reuses_recoveries
-            && !lab.checks.dirty
-            && !lab.checks.recovery_crash
-            && lab.checks.recovery_faults.is_empty();
-        let recovered = || Recovered::of(belief.oracle().history(), ops, crashes, states);
-        Ok((states, is_all.then(recovered).flatten()))
+        let recovered = Recovered::of(belief.oracle().history(), ops, crashes, states);
+        Ok((states, recovered))
     }
 
     /// As [`check`](Self::check), in a world that the caller looks at.
@@ -79,6 +83,15 @@ impl State {
 
     /// As [`check_in`](Self::check_in), with what is left of the world.
     pub(crate) fn recorded_in(self, lab: &Lab, sim: &Sim) -> (Result<u64, Broken>, Rig, Belief) {
+        self.recorded_knowing(lab, sim, None)
+    }
+
+    fn recorded_knowing(
+        self,
+        lab: &Lab,
+        sim: &Sim,
+        known: Option<&mut Recoveries>,
+    ) -> (Result<u64, Broken>, Rig, Belief) {
         sim.set_limits(limits());
         let subject = &lab.subject;
         let rig = match self.left {
@@ -86,19 +99,45 @@ impl State {
             Left::Media(media) => Rig::of_media(sim, subject, self.scale, media, self.sidecar),
         };
         let belief = Belief::new(self.oracle);
-        let checked = recover(lab, sim, &rig, &belief, self.scale, self.variant);
+        let world = World {
+            sim,
+            rig: &rig,
+            belief: &belief,
+        };
+        let checked = recover(lab, &world, (self.scale, self.variant), known);
         (checked, rig, belief)
     }
 }
 
+/// Whether a check looks at nothing but what the guest reads.
+fn is_all_in_what_is_read(lab: &Lab) -> bool {
+    let checks = &lab.checks;
+    let has_target = checks.ordered && lab.subject.ordered_target().is_some();
+    let is_more = checks.dirty || checks.recovery_crash || has_target;
+    checks.reuses_recoveries && !is_more && checks.recovery_faults.is_empty()
+}
+
+/// Operations and crashes so far.
+fn so_far(oracle: &Oracle) -> (usize, usize) {
+    let history = oracle.history();
+    (history.ops().count(), history.crashes().len())
+}
+
+/// Where a crash state is recovered.
+#[derive(Clone, Copy)]
+struct World<'a> {
+    sim: &'a Sim,
+    rig: &'a Rig,
+    belief: &'a Belief,
+}
+
 fn recover(
     lab: &Lab,
-    sim: &Sim,
-    rig: &Rig,
-    belief: &Belief,
-    scale: Scale,
-    variant: u64,
+    world: &World<'_>,
+    (scale, variant): (Scale, u64),
+    known: Option<&mut Recoveries>,
 ) -> Result<u64, Broken> {
+    let World { sim, rig, belief } = *world;
     let before = lab.checks.recovery_crash.then(|| belief.oracle().clone());
     let steps = lab.checks.ordered && lab.subject.ordered_target().is_some();
     let seen = (before.is_some() || steps).then(|| watch_recovery(lab, sim, rig, belief));
@@ -118,7 +157,7 @@ fn recover(
     }
     let mut states = 1;
     if lab.checks.second_era {
-        second_era(lab, sim, rig, belief, (host, disk), variant)?;
+        second_era(lab, world, (host, disk), variant, known)?;
         states += 1;
     } else {
         host.kill();
@@ -156,12 +195,12 @@ fn quiet(rig: &Rig) {
 /// recovery.
 fn second_era(
     lab: &Lab,
-    sim: &Sim,
-    rig: &Rig,
-    belief: &Belief,
+    world: &World<'_>,
     (host, disk): (Host, Disk),
     variant: u64,
+    known: Option<&mut Recoveries>,
 ) -> Result<(), Broken> {
+    let World { sim, rig, belief } = *world;
     let blocks = belief.oracle().settings().blocks;
     let guest = guest(sim, &disk, belief);
     let write = GuestOp::Write {
@@ -182,9 +221,31 @@ fn second_era(
     drop(disk);
     rig.lose_power(CrashPoint::nothing_kept);
     belief.oracle().crash();
+    let Some(known) = known else {
+        return end(lab, world);
+    };
+    let media = rig.snapshot().hash();
+    let before = belief.oracle().clone();
+    let script = known.ends.get(media);
+    if let Some(after) = script.and_then(|script| script.put_to(&before)) {
+        *belief.oracle() = after;
+        return Ok(());
+    }
+    end(lab, world)?;
+    known.carried_out += 1;
+    let (ops, crashes) = so_far(&before);
+    if let Some(script) = Recovered::of(belief.oracle().history(), ops, crashes, 1) {
+        known.ends.keep(media, script);
+    }
+    Ok(())
+}
+
+/// The second recovery.
+fn end(lab: &Lab, world: &World<'_>) -> Result<(), Broken> {
+    let World { sim, rig, belief } = *world;
     let host = sim.host("second-era");
     let disk = open(sim, rig, &host)?;
-    run(sim, self::guest(sim, &disk, belief).read_all())?;
+    run(sim, guest(sim, &disk, belief).read_all())?;
     look(lab, &disk, rig, belief)?;
     host.kill();
     Ok(())

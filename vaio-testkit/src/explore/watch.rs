@@ -10,7 +10,10 @@ use std::{
 use futures::channel::oneshot;
 
 use super::{
-    Belief, Broken, CrashKind, Lab, Rig, RigSnapshot, State, recovered::Recoveries, state::Left,
+    Belief, Broken, CrashKind, Lab, Rig, RigSnapshot, State,
+    hash::{hash_of, mix},
+    recovered::Recoveries,
+    state::Left,
     target,
 };
 use crate::{
@@ -200,7 +203,7 @@ impl Inner {
 
     /// Checks the crash states of this moment.
     fn explore(&mut self) -> Result<(), Found> {
-        if self.lab.checks.ordered {
+        if self.lab.checks.ordered && self.lab.subject.ordered_target().is_some() {
             self.target()?;
         }
         for kind in self.lab.checks.kinds.clone() {
@@ -245,26 +248,28 @@ impl Inner {
             crashed.crash();
             for case in cases {
                 let media = mix(case.hash, hash_of(sidecar.as_deref()));
-                let known = self.seen.recoveries.get(media);
-                if let Some(states) = known.and_then(|known| known.is_legal(&crashed)) {
-                    self.work.states += states;
+                let known = self.seen.recoveries.checks.get(media);
+                if let Some(known) = known.filter(|known| known.put_to(&crashed).is_some()) {
+                    self.work.states += known.states;
                     continue;
                 }
                 let left = Left::Images(point.images(&case));
                 let state = self.state(left, sidecar.clone(), case.hash);
-                let checked = state.clone().check_and_keep(&self.lab);
+                let checked = state
+                    .clone()
+                    .check_knowing(&self.lab, &mut self.seen.recoveries);
                 let (states, recovered) = checked.map_err(|broken| {
                     let mut found = self.found(broken, CrashKind::Power, Some(point.spec(&case)));
                     found.last.state = Some(state);
                     found
                 })?;
                 self.work.states += states;
-                self.work.recoveries += states;
                 if let Some(recovered) = recovered {
-                    self.seen.recoveries.keep(media, recovered);
+                    self.seen.recoveries.checks.keep(media, recovered);
                 }
             }
         }
+        self.work.recoveries += std::mem::take(&mut self.seen.recoveries.carried_out);
         Ok(())
     }
 
@@ -296,12 +301,14 @@ impl Inner {
                 }
                 let state = |sidecar| self.state(Left::Media(media.clone()), sidecar, live);
                 let checked = state(sidecar.clone()).check(&self.lab);
-                self.work.states += checked.map_err(|broken| {
+                let states = checked.map_err(|broken| {
                     let mut found = self.found(broken, CrashKind::Kill, None);
                     found.last.state = Some(state(sidecar));
                     found.last.landing = Some(landing);
                     found
                 })?;
+                self.work.states += states;
+                self.work.recoveries += states;
             }
         }
         Ok(())
@@ -343,20 +350,4 @@ pub fn values_of(image: &Image, blocks: u64) -> Vec<crate::stamp::Value> {
             crate::stamp::Value::decode(&bytes, crate::stamp::Check::Header)
         })
         .collect()
-}
-
-fn mix(a: u64, b: u64) -> u64 {
-    crate::tape::mix(a ^ b.rotate_left(23).wrapping_mul(0x9e37_79b9_7f4a_7c15))
-}
-
-fn hash_of(bytes: Option<&[u8]>) -> u64 {
-    bytes.map_or(1, |bytes| {
-        let (words, rest) = bytes.as_chunks::<8>();
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        let words = words.iter().chain(std::iter::once(&last));
-        words.fold(bytes.len() as u64, |sum, word| {
-            mix(sum, u64::from_le_bytes(*word))
-        })
-    })
 }
