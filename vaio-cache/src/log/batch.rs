@@ -7,11 +7,7 @@
 //!   published.
 
 use super::{Log, pieces_of};
-use crate::{
-    geometry::Span,
-    map::{Found, Map},
-    record::Kind,
-};
+use crate::map::{Found, Map};
 
 /// How cuts are destaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -31,8 +27,6 @@ pub(crate) struct Batch {
     pub(crate) end: u64,
     /// Disjoint, in the order of blocks; each with a piece.
     pub(crate) moves: Vec<Found>,
-    /// Spans that were discarded last.
-    pub(crate) discards: Vec<Span>,
 }
 
 impl Log {
@@ -40,6 +34,10 @@ impl Log {
     pub(crate) fn batch_end(&mut self, how: Destage) -> Option<u64> {
         let first = self.records.front()?.header.cut;
         let limit = self.held.unwrap_or(u64::MAX);
+        if first == self.order.cut() {
+            // Also where a record of it is in flight still: else a busy guest keeps it open.
+            self.order.close();
+        }
         let mut end = self.destaged;
         for record in &self.records {
             let header = &record.header;
@@ -52,13 +50,7 @@ impl Log {
             }
             end = header.end();
         }
-        if end == self.destaged {
-            return None;
-        }
-        if first == self.order.cut() {
-            self.order.close();
-        }
-        Some(end)
+        (end > self.destaged).then_some(end)
     }
 
     /// Whether there is something to destage now.
@@ -72,24 +64,16 @@ impl Log {
     /// The batch that ends at `end` (B1).
     pub(crate) fn batch(&self, end: u64) -> Batch {
         let mut map = Map::new(self.geometry);
-        let mut discards = Vec::new();
         let records = self.records.iter();
         for record in records.take_while(|record| record.header.end() <= end) {
             for piece in pieces_of(&record.header, record.at, &self.geometry) {
                 map.put(piece);
             }
-            let entries = record.header.entries.iter();
-            discards.extend(
-                entries
-                    .filter(|entry| entry.kind == Kind::Discard)
-                    .map(|entry| entry.span),
-            );
         }
         Batch {
             from: self.destaged,
             end,
             moves: map.all(),
-            discards,
         }
     }
 
@@ -122,9 +106,11 @@ impl Log {
             .back()
             .is_some_and(|record| record.header.seq >= self.published)
         {
-            if let Some(record) = self.records.pop_back()
-                && let Some(bytes) = self.unflushed.remove(&record.at)
-            {
+            let Some(record) = self.records.pop_back() else {
+                break;
+            };
+            self.dirty_bytes -= super::bytes_of(&record.header, &self.geometry);
+            if let Some(bytes) = self.unflushed.remove(&record.at) {
                 self.unflushed_bytes -= bytes.len() as u64;
             }
         }

@@ -149,6 +149,7 @@ impl Log {
         self.prev_crc = crc;
         self.composed = header.end();
         self.in_flight += 1;
+        self.dirty_bytes += super::bytes_of(&header, &self.geometry);
         // L3.
         self.unflushed.insert(at, bytes.clone());
         self.unflushed_bytes += bytes.len() as u64;

@@ -37,7 +37,7 @@ use crate::{
     superblock::{Epoch, OPEN},
 };
 pub(crate) use batch::{Batch, Destage};
-pub(crate) use compose::{Step, WriteRecord};
+pub(crate) use compose::{Step, WriteRecord, ZEROES_BLOCKS_MAX, entry_blocks_max};
 
 /// What bounds the log in memory.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +94,7 @@ pub(crate) struct Log {
     /// Records that are not durable, by place.
     unflushed: BTreeMap<At, Bytes>,
     unflushed_bytes: u64,
+    dirty_bytes: u64,
     /// Contents of the headers of the segment that is written.
     contents: Vec<Vec<u8>>,
     contents_bytes: usize,
@@ -150,6 +151,7 @@ impl Log {
             map: Map::new(geometry),
             unflushed: BTreeMap::new(),
             unflushed_bytes: 0,
+            dirty_bytes: 0,
             contents: Vec::new(),
             contents_bytes: 0,
             prev_crc: 0,
@@ -158,6 +160,7 @@ impl Log {
             epochs: start.epochs,
         };
         for (header, at) in start.records {
+            log.dirty_bytes += bytes_of(&header, &geometry);
             log.records.push_back(Record {
                 header,
                 at,
@@ -227,6 +230,21 @@ impl Log {
             }
         }
         epochs
+    }
+
+    /// Number of the epoch that is written.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.current().epoch
+    }
+
+    /// The cache device is not to be relied on any more: nothing more is logged.
+    pub(crate) fn fail(&mut self) {
+        self.is_failed = true;
+    }
+
+    /// Every seq that was given out is before this.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
     }
 
     fn current(&self) -> &Epoch {
@@ -350,6 +368,7 @@ impl Log {
             if let Some(bytes) = self.unflushed.remove(&record.at) {
                 self.unflushed_bytes -= bytes.len() as u64;
             }
+            self.dirty_bytes -= bytes_of(&record.header, &self.geometry);
             self.records.pop_front();
         }
         self.segments.retire(seq);
@@ -389,24 +408,36 @@ impl Log {
         self.segments.unpin(segment);
     }
 
-    /// Entries of the log from `seq` on that are published, each with its seq, and with the place
-    /// of its payload.
-    pub(crate) fn entries_from(&self, seq: u64) -> impl Iterator<Item = (u64, Entry, At)> + '_ {
+    /// Entries of the log from `seq` on that are published, each with its seq.
+    pub(crate) fn entries_from(&self, seq: u64) -> impl Iterator<Item = (u64, Entry)> + '_ {
         let from = self.records.partition_point(|one| one.header.end() <= seq);
-        let records = self.records.range(from..);
-        records
-            .take_while(|record| record.written.is_some() && record.header.seq < self.published)
-            .flat_map(|record| {
-                let mut at = record.at.plus(self.geometry.header.into());
-                (record.header.seq..)
-                    .zip(&record.header.entries)
-                    .map(move |(seq, entry)| {
-                        let place = at;
-                        at = at.plus(entry.payload());
-                        (seq, *entry, place)
-                    })
+        self.records
+            .range(from..)
+            .take_while(|record| record.header.seq < self.published)
+            .flat_map(|record| (record.header.seq..).zip(record.header.entries.iter().copied()))
+            .filter(move |(at, entry)| *at >= seq && entry.kind != Kind::Void)
+    }
+
+    /// What holds the entry of a seq, whatever has come since.
+    pub(crate) fn found_of(&self, seq: u64) -> Vec<Found> {
+        let from = self.records.partition_point(|one| one.header.end() <= seq);
+        let record = &self.records[from];
+        let before = &record.header.entries[..crate::geometry::index(seq - record.header.seq)];
+        let entry = &record.header.entries[before.len()];
+        let count = |one: &Entry| match one.kind {
+            Kind::Void => 0,
+            _ => self.geometry.piece_count(one.span),
+        };
+        let skipped = before.iter().map(count).sum();
+        let pieces = pieces_of(&record.header, record.at, &self.geometry);
+        pieces
+            .skip(crate::geometry::index(skipped))
+            .take(crate::geometry::index(count(entry)))
+            .map(|piece| Found {
+                span: piece.span,
+                piece: Some(piece),
             })
-            .filter(move |(at, entry, _)| *at >= seq && entry.kind != Kind::Void)
+            .collect()
     }
 
     /// What is in the log from `seq` on, acknowledged or on its way.
@@ -423,6 +454,11 @@ impl Log {
             .map(|entry| entry.span)
     }
 
+    /// Bytes that are not destaged; blocks that were written twice count twice.
+    pub(crate) fn dirty_bytes(&self) -> u64 {
+        self.dirty_bytes
+    }
+
     /// Since when the oldest record from `seq` on waits.
     pub(crate) fn oldest_from(&self, seq: u64) -> Option<Instant> {
         let mut records = self.records.iter();
@@ -430,18 +466,15 @@ impl Log {
         first.map(|record| record.since)
     }
 
-    /// Sums of the pieces of an entry that was found at a place.
-    pub(crate) fn pieces_at(&self, seq: u64) -> Vec<Piece> {
-        let from = self.records.partition_point(|one| one.header.end() <= seq);
-        let record = self.records.get(from);
-        record.map_or_else(Vec::new, |record| {
-            pieces_of(&record.header, record.at, &self.geometry).collect()
-        })
-    }
-
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
     }
+}
+
+/// Bytes that a record changes.
+fn bytes_of(header: &Header, geometry: &Geometry) -> u64 {
+    let spans = header.entries.iter().map(|entry| entry.span.count);
+    geometry.bytes(spans.sum())
 }
 
 /// What a record puts into the map, in order.

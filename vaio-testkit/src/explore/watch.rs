@@ -321,7 +321,7 @@ impl Inner {
         if cases.is_empty() {
             return Ok(());
         }
-        let mut check = OrderedCheck::new(&oracle);
+        let mut check = OrderedCheck::keeping(&oracle, self.lab.subject.target_promise());
         for case in cases {
             self.work.images += 1;
             let images = point.images(&case);

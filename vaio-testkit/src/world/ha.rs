@@ -347,7 +347,7 @@ impl Vm {
         let block = self.subject.info_below(1).logical_block;
         let size = usize::try_from(block).unwrap_or(usize::MAX);
         let values = Value::decode_all(&data, size, Check::Full);
-        OrderedCheck::new(&oracle).check(&values)?;
+        OrderedCheck::keeping(&oracle, self.subject.target_promise()).check(&values)?;
         Ok(())
     }
 }
