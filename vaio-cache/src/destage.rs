@@ -125,8 +125,13 @@ impl Cache {
             } else {
                 Duration::MAX
             };
-            if pause.is_zero() {
+            // A cut that is due takes no more records, and is whole when the last of it is there.
+            if pause.is_zero() && self.log().batch_end(self.settings.destage()).is_some() {
                 return;
+            }
+            if pause.is_zero() {
+                wanted.await;
+                continue;
             }
             if has_batch {
                 select(self.cx.rt().sleep(pause), wanted).await;

@@ -81,7 +81,12 @@ impl Log {
             return Step::Wait;
         }
         if self.unflushed_bytes >= self.limits.unflushed_bytes_max {
-            return Step::Unflushed(self.published);
+            // What is in flight is not yet there to be flushed.
+            return if self.published > self.durable {
+                Step::Unflushed(self.published)
+            } else {
+                Step::Wait
+            };
         }
         let mut footer = None;
         if self.fitting() == 0 {

@@ -347,11 +347,6 @@ impl Log {
         self.trust += 1;
     }
 
-    /// Trust in the device; what is written under an older one is not covered by a flush.
-    pub(crate) fn trust(&self) -> u64 {
-        self.trust
-    }
-
     /// The superblock says so, durably: everything before `seq` is gone (L5).
     pub(crate) fn set_destaged(&mut self, seq: u64) {
         assert!(seq >= self.destaged && seq <= self.composed, "L1");
