@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use vaio_core::{
-    Allocation, AllocationMap, DeviceInfo, DirtySource, DiscardReads, Error, Extent, Filter,
-    FilterState, Io, Level, Lifecycle, Next, Op, Outcome, Phase, Reply, Result, Support, Verb,
+    DeviceInfo, DirtySource, DiscardReads, Error, Filter, FilterState, Io, Level, Lifecycle, Next,
+    Op, Outcome, Phase, Reply, Result, Support, Verb,
 };
 
 use crate::{
@@ -50,6 +50,9 @@ impl Filter for CacheFilter {
             caps.fast_zeroes = true;
             caps.discard = Support::Native;
             caps.discard_reads = DiscardReads::Zero;
+            // What is asked below and what is held here are two moments: between them a hole may
+            // have been destaged into.
+            caps.allocation = false;
         });
         info.zeroes_max = ZEROES_BLOCKS_MAX * u64::from(info.logical_block);
         Ok(info)
@@ -96,18 +99,6 @@ impl Filter for CacheFilter {
 
     fn dirty(&self) -> Option<Arc<dyn DirtySource>> {
         Some(Arc::new(Source(Arc::clone(&self.0))))
-    }
-
-    fn allocation(&self, below: AllocationMap) -> AllocationMap {
-        let range: Extent = below.range();
-        let dirty = self.0.dirty(Level::BackingDurable);
-        dirty
-            .extents()
-            .iter()
-            .fold(below, |map, extent| match extent.intersect(range) {
-                Some(part) => map.overlay(part, Allocation::Data),
-                None => map,
-            })
     }
 }
 

@@ -59,4 +59,4 @@ mod write;
 pub use factory::{CacheFactory, NAME};
 pub use geometry::Sizes;
 pub use settings::{CACHE_DEVICE, CacheSettings, Durability, Mode};
-pub use superblock::FORMAT_VERSION;
+pub use superblock::CACHE_FORMAT_VERSION;

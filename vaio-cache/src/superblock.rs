@@ -18,7 +18,7 @@ use crate::{
 
 pub(crate) const MAGIC: &[u8; 8] = b"VAIOCSB\x01";
 /// Version of the format; the number in `docs/spec/cache-format.md`.
-pub const FORMAT_VERSION: u32 = 1;
+pub const CACHE_FORMAT_VERSION: u32 = 1;
 /// Epochs whose records may be in the log at once.
 pub(crate) const EPOCHS_MAX: usize = 8;
 const EPOCH_BYTES: usize = 40;
@@ -65,7 +65,7 @@ impl Superblock {
         );
         let mut bytes = vec![0; self.geometry.header_bytes()];
         bytes[..8].copy_from_slice(MAGIC);
-        bytes.put_u32(8, FORMAT_VERSION);
+        bytes.put_u32(8, CACHE_FORMAT_VERSION);
         bytes.put_u32(12, u32::try_from(self.epochs.len()).expect("checked"));
         bytes.put_u64(16, self.generation);
         bytes.put_u64(24, self.cache_id);
@@ -98,7 +98,7 @@ impl Superblock {
 
     /// Reads one of the two places; `None`: it holds no valid superblock of this version.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.get(..8)? != MAGIC || bytes.get_u32(8)? != FORMAT_VERSION {
+        if bytes.get(..8)? != MAGIC || bytes.get_u32(8)? != CACHE_FORMAT_VERSION {
             return None;
         }
         let mut content = bytes.get(..USED_BYTES)?.to_vec();

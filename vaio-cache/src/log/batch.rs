@@ -39,6 +39,7 @@ impl Log {
             self.order.close();
         }
         let mut end = self.destaged;
+        let mut bytes = 0;
         for record in &self.records {
             let header = &record.header;
             if header.end() > limit || (how == Destage::Ordered && header.cut != first) {
@@ -49,6 +50,10 @@ impl Log {
                 return (how == Destage::Relaxed && end > self.destaged).then_some(end);
             }
             end = header.end();
+            bytes += super::bytes_of(header, &self.geometry);
+            if how == Destage::Relaxed && bytes >= self.limits.cut_bytes_max {
+                break;
+            }
         }
         (end > self.destaged).then_some(end)
     }

@@ -305,11 +305,12 @@ impl Log {
     /// Records that a flush would not cover, each counted as being written again (L3, L4).
     pub(crate) fn rewrites(&mut self) -> Vec<WriteRecord> {
         let (trust, durable) = (self.trust, self.durable);
-        let untrusted = self
+        let from = self
             .records
-            .iter_mut()
-            .filter(|one| one.header.end() > durable && one.written.is_some_and(|t| t != trust));
-        untrusted
+            .partition_point(|one| one.header.end() <= durable);
+        self.records
+            .range_mut(from..)
+            .filter(|one| one.written.is_some_and(|then| then != trust))
             .map(|record| {
                 record.writers += 1;
                 WriteRecord {
@@ -376,7 +377,8 @@ impl Log {
     /// Whether no record before `seq` is being written again (L4).
     pub(crate) fn is_still(&self, seq: u64) -> bool {
         let mut records = self.records.iter();
-        !records.any(|record| record.header.seq < seq && record.writers > 0)
+        let mut records = records.by_ref().take_while(|one| one.header.seq < seq);
+        records.all(|record| record.writers == 0)
     }
 
     /// What holds each block, from the guest's view.
@@ -456,9 +458,8 @@ impl Log {
 
     /// Since when the oldest record from `seq` on waits.
     pub(crate) fn oldest_from(&self, seq: u64) -> Option<Instant> {
-        let mut records = self.records.iter();
-        let first = records.find(|record| record.header.end() > seq);
-        first.map(|record| record.since)
+        let from = self.records.partition_point(|one| one.header.end() <= seq);
+        self.records.get(from).map(|record| record.since)
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
