@@ -6,7 +6,7 @@
 //!   content over what is written now.
 //! * Y2: it is not left while the instance lives; the next open begins with a flush of the backing.
 //! * Y3: what the backing has not flushed is kept in memory, bounded, in the order of writes. After
-//!   a failed flush it is written again before the next one counts: the promise of
+//!   a failed flush its last versions are written again before the next one counts: the promise of
 //!   [`FlushRetry::Covers`](vaio_core::FlushRetry::Covers) holds here too.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
@@ -16,7 +16,7 @@ use vaio_core::{
     sync::{self, LockMode, RangeLock},
 };
 
-use crate::{cache::Cache, settings::Durability, write::Content};
+use crate::{cache::Cache, geometry::index, settings::Durability, write::Content};
 
 /// Extents kept (Y3).
 const KEPT_MAX: usize = 4096;
@@ -143,8 +143,8 @@ impl Cache {
             // Y3: no write is on its way meanwhile.
             let whole = self.cx.below().extent();
             let _alone = self.below.ranges.lock(whole, LockMode::Exclusive).await;
-            let writes = self.below.kept().writes.clone();
-            for (extent, content) in writes {
+            let newest = newest(&self.below.kept().writes);
+            for (extent, content) in newest {
                 match content {
                     Content::Data(data) => lower.write(extent.offset(), data).await?,
                     Content::Zeroes | Content::Discard => {
@@ -166,5 +166,52 @@ impl Cache {
             Err(_) => kept.is_doubtful = true,
         }
         flushed
+    }
+}
+
+/// The last version of each block: an older one on the backing, if only for a moment, could take
+/// the place of what was durable.
+fn newest(writes: &[(Extent, Content)]) -> Vec<(Extent, Content)> {
+    let mut covered = DirtyMap::new();
+    let mut newest = Vec::new();
+    for (extent, content) in writes.iter().rev() {
+        let mut rest: DirtyMap = [*extent].into_iter().collect();
+        for newer in covered.extents() {
+            rest.remove(*newer);
+        }
+        for part in rest.extents() {
+            let content = match content {
+                Content::Data(data) => {
+                    let from = index(part.offset() - extent.offset());
+                    Content::Data(data.slice(from..from + index(part.len())))
+                }
+                other => other.clone(),
+            };
+            newest.push((*part, content));
+        }
+        covered.insert(*extent);
+    }
+    newest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    #[test]
+    fn newest_versions_are_disjoint_and_leave_no_older_one() {
+        let data = |byte, len| Content::Data(Bytes::from(vec![byte; len]));
+        let writes = [
+            (Extent::new(0, 4), data(1, 4)),
+            (Extent::new(1, 2), data(2, 2)),
+            (Extent::new(2, 4), Content::Zeroes),
+        ];
+        let expected = [
+            (Extent::new(2, 4), Content::Zeroes),
+            (Extent::new(1, 1), data(2, 1)),
+            (Extent::new(0, 1), data(1, 1)),
+        ];
+        assert_eq!(newest(&writes), expected);
     }
 }

@@ -63,9 +63,10 @@ impl Filter for CacheFilter {
         match (event.verb, event.phase) {
             (Verb::Close, Phase::Prepare) => {
                 cache.let_go();
-                // Where the backing does not take it, the log keeps it for the next open.
+                // Where the backing does not take it, the log keeps it for the next open, which
+                // finds that this close was not in order.
                 cache.flush().await?;
-                let _ = cache.destage_all().await;
+                cache.destage_all().await?;
             }
             (Verb::Close, Phase::Commit) if cache.is_clean() => {
                 recover::note_clean(&cache.cx).await?;

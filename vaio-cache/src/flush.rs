@@ -57,20 +57,11 @@ impl Cache {
     /// D2.
     async fn write_again(&self) -> Result<()> {
         let records = self.log().rewrites();
-        let writes = records.iter().map(|record| async {
-            let written = self.write_in_place(record).await;
-            let mut log = self.log();
-            match written {
-                Ok(()) => log.written(record.seq),
-                Err(_) => log.not_written(record.seq),
-            }
-            written
-        });
+        let writes = records.iter().map(|record| self.write_and_note(record));
         // Every write ends, also after one has failed.
         let written = join_all(writes).await;
         if !records.is_empty() {
             self.cx.rt().probe("cache.written_again");
-            self.moved_on();
         }
         written.into_iter().collect()
     }

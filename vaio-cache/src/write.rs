@@ -189,19 +189,26 @@ impl Cache {
                 let _ = self.device.write(at, bytes).await;
             }
         };
-        let (written, ()) = futures::join!(self.write_in_place(&record), footer);
-        {
-            let mut log = self.log();
-            match written {
-                Ok(()) => log.written(record.seq),
-                Err(_) => log.not_written(record.seq),
-            }
+        // How it ended is in the log.
+        let _ = futures::join!(self.write_and_note(&record), footer);
+    }
+
+    /// Writes a record, and notes its end in the same moment: a flush that fails later may have
+    /// lost it (D2).
+    pub(crate) async fn write_and_note(&self, record: &WriteRecord) -> Result<()> {
+        let written = self.write_in_place(record).await;
+        let mut log = self.log();
+        match written {
+            Ok(()) => log.written(record.seq),
+            Err(_) => log.not_written(record.seq),
         }
+        drop(log);
         self.moved_on();
+        written
     }
 
     /// Writes a record, a few times if need be: the same bytes at the same place.
-    pub(crate) async fn write_in_place(&self, record: &WriteRecord) -> Result<()> {
+    async fn write_in_place(&self, record: &WriteRecord) -> Result<()> {
         let mut tries = 1;
         loop {
             let written = self.device.write(record.at, record.bytes.clone()).await;

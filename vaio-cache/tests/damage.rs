@@ -67,7 +67,11 @@ fn leave() -> Left {
     let snapshot = rig.snapshot();
     Left {
         belief,
-        images: snapshot.disks.iter().map(|disk| disk.durable().clone()).collect(),
+        images: snapshot
+            .disks
+            .iter()
+            .map(|disk| disk.durable().clone())
+            .collect(),
         sidecar: snapshot.sidecar.images().pop().flatten(),
     }
 }
@@ -91,7 +95,12 @@ fn open_and_read(left: &Left, images: Vec<Image>, seen: &mut Seen, label: &str) 
         let disk = match rig.open(&host).await {
             Ok(disk) => disk,
             Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Corrupt, "{label}: {}", error.to_line());
+                assert_eq!(
+                    error.kind(),
+                    ErrorKind::Corrupt,
+                    "{label}: {}",
+                    error.to_line()
+                );
                 seen.refused += 1;
                 return;
             }
@@ -153,7 +162,12 @@ fn damaged_block_is_refused_or_named_and_never_wrong_data() {
     for block in used.into_iter().filter(|block| *block + 3 <= last) {
         for at in [0, 9, 17, 60, 70, 300] {
             if let Some(images) = damaged(&left, block, at) {
-                open_and_read(&left, images, &mut seen, &format!("block {block} byte {at}"));
+                open_and_read(
+                    &left,
+                    images,
+                    &mut seen,
+                    &format!("block {block} byte {at}"),
+                );
             }
         }
     }
