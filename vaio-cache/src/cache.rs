@@ -28,7 +28,7 @@ pub(crate) struct Cache {
     pub(crate) flushing: sync::Mutex<u64>,
     /// Flushes of the cache device that failed one after another.
     pub(crate) flush_failures: AtomicU32,
-    pub(crate) cache_id: u64,
+    pub(crate) identity: u64,
     pub(crate) passage: Passage,
     /// Writes go straight to the backing.
     pub(crate) is_bypassed: AtomicBool,
@@ -49,7 +49,7 @@ impl Cache {
         settings: CacheSettings,
         device: CacheDevice,
         log: Log,
-        (cache_id, generation): (u64, u64),
+        (identity, generation): (u64, u64),
     ) -> Self {
         Self {
             cx,
@@ -59,7 +59,7 @@ impl Cache {
             progress: Notify::default(),
             flushing: sync::Mutex::new(generation),
             flush_failures: AtomicU32::new(0),
-            cache_id,
+            identity,
             passage: Passage::default(),
             is_bypassed: AtomicBool::new(false),
             below: Below::default(),

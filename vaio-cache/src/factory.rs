@@ -64,12 +64,12 @@ impl CacheFactory {
         Geometry::new(block, device.info().capacity, &self.sizes)
     }
 
-    fn settings(&self, cx: &AttachContext) -> Result<CacheSettings> {
-        let mut settings = CacheSettings::of(cx.settings())?;
+    fn settings(&self, cx: &AttachContext) -> CacheSettings {
+        let mut settings = CacheSettings::of(cx.settings());
         if self.durability == Durability::AtAck {
             settings.durability = Durability::AtAck;
         }
-        Ok(settings)
+        settings
     }
 }
 
@@ -100,12 +100,13 @@ impl FilterFactory for CacheFactory {
             .with_settings(SPECS)
     }
 
-    async fn prepare(&self, cx: &AttachContext) -> Result<()> {
-        self.settings(cx).map(drop)
+    async fn prepare(&self, _cx: &AttachContext) -> Result<()> {
+        // The framework has parsed them; the device is looked at when it is open.
+        Ok(())
     }
 
     async fn open(&self, cx: AttachContext) -> Result<Arc<dyn Filter>> {
-        let settings = self.settings(&cx)?;
+        let settings = self.settings(&cx);
         let device = cx.device(CACHE_DEVICE)?;
         let geometry = self.geometry(&cx, &*device)?;
         let device = CacheDevice::new(device, geometry)?;
@@ -120,7 +121,7 @@ impl FilterFactory for CacheFactory {
         let opened = recover::open(&cx, &device, limits).await?;
         let log = Log::new(opened.start, cx.rt().now());
         let is_write_back = settings.mode == Mode::WriteBack;
-        let identity = (opened.cache_id, opened.generation);
+        let identity = (opened.identity, opened.generation);
         let cache = Arc::new(Cache::new(cx, settings, device, log, identity));
         if opened.is_crowded || !is_write_back {
             cache.drain().await?;

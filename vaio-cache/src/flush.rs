@@ -109,7 +109,7 @@ impl Cache {
             );
             Superblock {
                 generation: *generation + 1,
-                cache_id: self.cache_id,
+                identity: self.identity,
                 owner: self.cx.epoch(),
                 geometry: *log.geometry(),
                 destaged_seq: destaged,

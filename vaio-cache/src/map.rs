@@ -325,7 +325,7 @@ fn home(unit: u32, mask: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::geometry;
+    use crate::{geometry::index, record::tests::geometry};
     use proptest::prelude::*;
 
     const BLOCKS: u64 = 24;
@@ -347,7 +347,7 @@ mod tests {
         fn map_equals_an_array(steps in steps(), spread in prop::sample::select(vec![0u64, 1 << 20])) {
             let geometry = geometry();
             let mut map = Map::new(geometry);
-            let mut model: Vec<Option<Piece>> = vec![None; BLOCKS as usize + 8];
+            let mut model: Vec<Option<Piece>> = vec![None; index(BLOCKS) + 8];
             let mut done: Vec<Piece> = Vec::new();
             let mut at = 1;
             for step in steps {
@@ -364,7 +364,7 @@ mod tests {
                             map.put(piece);
                             done.push(piece);
                             for block in span.start..span.end() {
-                                model[(block - spread) as usize] = Some(piece);
+                                model[index(block - spread)] = Some(piece);
                             }
                         }
                     }
@@ -386,12 +386,12 @@ mod tests {
                 prop_assert_eq!(found.span.start, next);
                 next = found.span.end();
                 for block in found.span.start..found.span.end() {
-                    prop_assert_eq!(model[(block - spread) as usize], found.piece);
+                    prop_assert_eq!(model[index(block - spread)], found.piece);
                 }
             }
             prop_assert_eq!(next, whole.end());
             let named: u64 = map.all().iter().map(|found| found.span.count).sum();
-            prop_assert_eq!(named as usize, model.iter().flatten().count());
+            prop_assert_eq!(index(named), model.iter().flatten().count());
         }
 
         #[test]
@@ -399,13 +399,13 @@ mod tests {
             let mut map = Map::new(geometry());
             let piece = |unit: u64| Piece {
                 span: Span { start: unit * 2, count: 2 },
-                source: Source::Data { at: At(unit as u32 + 1), crc: 0 },
+                source: Source::Data { at: At(number(unit) + 1), crc: 0 },
             };
             for unit in &units {
                 map.put(piece(*unit));
             }
             for unit in units.iter().filter(|unit| *unit % 2 == 0) {
-                map.forget(piece(*unit).span, At(*unit as u32 + 1));
+                map.forget(piece(*unit).span, At(number(*unit) + 1));
             }
             for unit in &units {
                 let found = map.find(piece(*unit).span);

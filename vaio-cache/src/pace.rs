@@ -27,7 +27,7 @@ pub(crate) fn wait(load: &Load, settings: &CacheSettings) -> Duration {
     let until_due = if is_due {
         Duration::ZERO
     } else {
-        settings.dirty_age_max - load.oldest_age
+        settings.dirty_age_max.saturating_sub(load.oldest_age)
     };
     let rate = settings.destage_bytes_per_s;
     let owed = u128::from(load.last_bytes) * 1_000_000_000;

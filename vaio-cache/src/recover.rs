@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Key in the sidecar: identity of the cache device that belongs to the disk.
-const CACHE_ID: &str = "cache_id";
+const IDENTITY: &str = "identity";
 /// Key in the sidecar: the log was empty when the disk was closed.
 const CLEAN: &str = "clean";
 /// Key in the sidecar: epoch and seq up to which the backing has everything, where the cache
@@ -40,7 +40,7 @@ const BEHIND_SEGMENTS_MAX: u32 = 5;
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) start: Start,
-    pub(crate) cache_id: u64,
+    pub(crate) identity: u64,
     /// Of the superblock that was written last.
     pub(crate) generation: u64,
     /// The list of epochs is full: destage everything before more is written.
@@ -96,7 +96,7 @@ async fn format(
     before: Option<&Superblock>,
 ) -> Result<Opened> {
     let epoch = before.map_or(0, |one| one.current().epoch) + 1;
-    let cache_id = cx.rt().entropy();
+    let identity = cx.rt().entropy();
     let current = Epoch {
         epoch,
         nonce: cx.rt().entropy(),
@@ -106,16 +106,16 @@ async fn format(
     };
     let superblock = Superblock {
         generation: before.map_or(0, |one| one.generation) + 1,
-        cache_id,
+        identity,
         owner: cx.epoch(),
         geometry: *device.geometry(),
         destaged_seq: 0,
         epochs: vec![current],
     };
     begin(device, &superblock).await?;
-    let id = Bytes::copy_from_slice(&cache_id.to_le_bytes());
+    let id = Bytes::copy_from_slice(&identity.to_le_bytes());
     cx.sidecar()
-        .commit(&[(CACHE_ID, Some(id)), (CLEAN, None), (DESTAGED, None)])
+        .commit(&[(IDENTITY, Some(id)), (CLEAN, None), (DESTAGED, None)])
         .await?;
     Ok(Opened {
         start: Start {
@@ -126,7 +126,7 @@ async fn format(
             segments: Vec::new(),
             records: Vec::new(),
         },
-        cache_id,
+        identity,
         generation: superblock.generation,
         is_crowded: false,
     })
@@ -144,8 +144,8 @@ async fn check_identity(
     geometry: &Geometry,
     superblock: &Superblock,
 ) -> Result<()> {
-    let id = cx.sidecar().get(CACHE_ID).await;
-    if id.and_then(|id| id.get_u64(0)) != Some(superblock.cache_id) {
+    let id = cx.sidecar().get(IDENTITY).await;
+    if id.and_then(|id| id.get_u64(0)) != Some(superblock.identity) {
         return Err(damage(
             "the cache device belongs to another disk, or to an earlier attachment; find the \
              right device",
@@ -218,7 +218,7 @@ async fn take_over(
     };
     begin(device, &superblock).await?;
     Ok(Opened {
-        cache_id: superblock.cache_id,
+        identity: superblock.identity,
         generation: superblock.generation,
         is_crowded: superblock.epochs.len() >= EPOCHS_MAX,
         start: Start {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vaio_core::{Result, SettingKind, SettingSpec, Settings};
+use vaio_core::{SettingKind, SettingSpec, Settings};
 
 use crate::log::Destage;
 
@@ -126,13 +126,10 @@ pub(crate) const SPECS: &[SettingSpec] = &[
 
 impl CacheSettings {
     /// Types what was parsed against the specification.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Config`](vaio_core::ErrorKind::Config) where two settings exclude each other.
-    pub(crate) fn of(settings: &Settings) -> Result<Self> {
+    pub(crate) fn of(settings: &Settings) -> Self {
         let number = |name, default| settings.number(name).unwrap_or(default);
         let is = |name, word| settings.text(name) == Some(word);
-        let typed = Self {
+        Self {
             mode: match settings.text("mode") {
                 Some("write_through") => Mode::WriteThrough,
                 Some("write_around") => Mode::WriteAround,
@@ -152,8 +149,7 @@ impl CacheSettings {
                 .unwrap_or(Duration::from_secs(30)),
             dirty_bytes_max: number("dirty_bytes_max", 1 << 30),
             destage_bytes_per_s: number("destage_bytes_per_s", 0),
-        };
-        Ok(typed)
+        }
     }
 
     pub(crate) const fn destage(&self) -> Destage {
@@ -170,13 +166,14 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use vaio_core::Result;
 
     fn parse(pairs: &[(&str, &str)]) -> Result<CacheSettings> {
         let given = [(CACHE_DEVICE, "ssd")].iter().chain(pairs);
         let given: BTreeMap<_, _> = given
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
-        CacheSettings::of(&Settings::parse(SPECS, &given)?)
+        Ok(CacheSettings::of(&Settings::parse(SPECS, &given)?))
     }
 
     #[test]

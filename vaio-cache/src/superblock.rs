@@ -28,6 +28,10 @@ pub(crate) const USED_BYTES: usize = EPOCHS_AT + EPOCHS_MAX * EPOCH_BYTES;
 
 /// The records of one open: where they begin, and where they end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "an epoch's number is called epoch everywhere"
+)]
 pub(crate) struct Epoch {
     pub(crate) epoch: u64,
     pub(crate) nonce: u64,
@@ -47,7 +51,7 @@ pub(crate) struct Superblock {
     /// Which of the two counts.
     pub(crate) generation: u64,
     /// Random; the sidecar names it.
-    pub(crate) cache_id: u64,
+    pub(crate) identity: u64,
     /// Ownership of the disk that opened it last.
     pub(crate) owner: u64,
     pub(crate) geometry: Geometry,
@@ -68,7 +72,7 @@ impl Superblock {
         bytes.put_u32(8, CACHE_FORMAT_VERSION);
         bytes.put_u32(12, u32::try_from(self.epochs.len()).expect("checked"));
         bytes.put_u64(16, self.generation);
-        bytes.put_u64(24, self.cache_id);
+        bytes.put_u64(24, self.identity);
         bytes.put_u64(32, self.owner);
         bytes.put_u64(40, self.destaged_seq);
         let geometry = &self.geometry;
@@ -132,7 +136,7 @@ impl Superblock {
         let in_log = epochs.iter().all(|one| one.segment < geometry.segments);
         in_log.then_some(Self {
             generation: content.get_u64(16)?,
-            cache_id: content.get_u64(24)?,
+            identity: content.get_u64(24)?,
             owner: content.get_u64(32)?,
             destaged_seq: content.get_u64(40)?,
             geometry,
@@ -169,7 +173,7 @@ pub(crate) mod tests {
         };
         Superblock {
             generation,
-            cache_id: 1,
+            identity: 1,
             owner: 2,
             geometry: geometry(),
             destaged_seq: 9,

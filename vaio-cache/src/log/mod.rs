@@ -218,15 +218,12 @@ impl Log {
             .copied()
             .collect();
         for one in &mut epochs {
-            match needed.iter().find(|live| live.epoch == one.epoch) {
-                Some(live) => {
-                    one.segment = live.segment;
-                    one.first_seq = live.first_seq;
-                }
-                None => {
-                    one.segment = self.segments.next_segment();
-                    one.first_seq = self.composed;
-                }
+            if let Some(live) = needed.iter().find(|live| live.epoch == one.epoch) {
+                one.segment = live.segment;
+                one.first_seq = live.first_seq;
+            } else {
+                one.segment = self.segments.next_segment();
+                one.first_seq = self.composed;
             }
         }
         epochs

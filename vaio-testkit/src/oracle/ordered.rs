@@ -61,7 +61,7 @@ impl OrderedCheck {
 
     /// For targets that keep another promise than the source makes to its guest.
     pub fn keeping(oracle: &Oracle, promise: Promise) -> Self {
-        let mut settings = oracle.settings().clone();
+        let mut settings = *oracle.settings();
         settings.promise = promise;
         Self {
             promise,
