@@ -125,7 +125,10 @@ impl Cache {
             }
         };
         match &persisted {
-            Ok(()) => *generation += 1,
+            Ok(()) => {
+                *generation += 1;
+                self.log().persisted(&superblock.epochs);
+            }
             Err(error) => self.event(
                 Severity::Warning,
                 format!("the superblock was not written: {}", error.to_line()),

@@ -116,9 +116,9 @@ impl Segments {
             .map(|(live, _)| *live)
     }
 
-    /// Gives up the segments that are not needed: `destaged_seq` is durable (G2).
-    pub(crate) fn retire(&mut self, destaged_seq: u64) {
-        let needed = self.needed(destaged_seq).count();
+    /// Gives up the segments before the one that the durable superblock begins with (G2).
+    pub(crate) fn retire(&mut self, tail_seq: u64) {
+        let needed = self.needed(tail_seq).count();
         while self.live.len() > needed {
             self.live.pop_front();
         }

@@ -102,6 +102,8 @@ pub(crate) struct Log {
     prev_crc: u32,
     /// The backing is held when everything before is on it.
     held: Option<u64>,
+    /// Where the durable superblock says that the log begins.
+    tail_seq: u64,
     is_failed: bool,
 }
 
@@ -157,6 +159,7 @@ impl Log {
             contents_bytes: 0,
             prev_crc: 0,
             held: None,
+            tail_seq: start.epochs[0].first_seq,
             is_failed: false,
             epochs: start.epochs,
         };
@@ -346,6 +349,12 @@ impl Log {
         self.trust += 1;
     }
 
+    /// A superblock with these epochs is durable. Segments go by what it says, not by what has
+    /// become of the log since it was made (L5).
+    pub(crate) fn persisted(&mut self, epochs: &[Epoch]) {
+        self.tail_seq = epochs.first().map_or(self.tail_seq, |one| one.first_seq);
+    }
+
     /// The superblock says so, durably: everything before `seq` is gone (L5).
     pub(crate) fn set_destaged(&mut self, seq: u64) {
         assert!(seq >= self.destaged && seq <= self.composed, "L1");
@@ -365,7 +374,7 @@ impl Log {
             self.dirty_bytes -= bytes_of(&record.header, &self.geometry);
             self.records.pop_front();
         }
-        self.segments.retire(seq);
+        self.segments.retire(self.tail_seq);
         let epochs = self.epochs(seq);
         self.epochs = epochs;
         self.published = self.published.max(seq);

@@ -170,6 +170,8 @@ fn full_log_goes_on_when_its_oldest_segment_is_destaged() {
     let end = enqueue(&mut log, 9, 1, 1);
     assert_eq!(log.step(end, Instant::default()), Step::Full(3));
     log.made_durable(9);
+    let epochs = log.epochs(3);
+    log.persisted(&epochs);
     log.set_destaged(3);
     let record = compose(&mut log, end);
     assert_eq!(record.at, geometry().segment_at(0));
