@@ -65,6 +65,7 @@ pub struct Subject {
     guest_blocks: Blocks,
     beside: Vec<Beside>,
     target: Option<Target>,
+    target_promise: Option<Promise>,
     below: DeviceInfo,
     /// A bug of the zoo: wraps the lower device of a disk that was opened before.
     reopened: Option<Arc<WrapDevice>>,
@@ -140,6 +141,7 @@ impl Subject {
             guest_blocks: Arc::new(guest_blocks),
             beside,
             target: None,
+            target_promise: None,
             below: weakest(),
             reopened: None,
             tap: None,
@@ -198,6 +200,15 @@ impl Subject {
         self
     }
 
+    /// What the target keeps beside what the guest is promised: a cache that destages in order
+    /// keeps its *backing* a legal crash image, whatever becomes of the cache. Default: the
+    /// descriptor's promise, where that is one of a target.
+    #[must_use]
+    pub fn target_keeps(mut self, promise: Promise) -> Self {
+        self.target_promise = Some(promise);
+        self
+    }
+
     /// What the lower devices are like; their capacity is set by the kit. Default: 512-byte
     /// blocks, a volatile cache, everything native.
     #[must_use]
@@ -219,6 +230,11 @@ impl Subject {
     /// What the guest is promised: what the filter declares, else what any disk gives.
     pub fn promise(&self) -> Promise {
         self.descriptor.promise.unwrap_or(Promise::AtFlush)
+    }
+
+    /// What the target alone keeps.
+    pub fn target_promise(&self) -> Promise {
+        self.target_promise.unwrap_or(self.promise())
     }
 
     /// Whether blocks that were never written show what the filter makes of zeroes.
@@ -292,7 +308,10 @@ impl Subject {
 
     /// The target of an ordered promise, if the filter makes one.
     pub(crate) fn ordered_target(&self) -> Option<Target> {
-        if !matches!(self.promise(), Promise::Ordered | Promise::OrderedByFlush) {
+        if !matches!(
+            self.target_promise(),
+            Promise::Ordered | Promise::OrderedByFlush
+        ) {
             return None;
         }
         let replica = || Target::Device("replica".into());

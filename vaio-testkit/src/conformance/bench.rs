@@ -96,6 +96,7 @@ impl Bench {
         let blocks = subject.blocks(Scale::Tiny);
         let rig = Rig::new(&sim, subject, Scale::Tiny, blocks, Fill::Zero);
         let settings = OracleSettings {
+            has_target: subject.ordered_target().is_some(),
             flush_retry: subject.descriptor().flush_retry,
             ..OracleSettings::new(blocks, subject.promise())
         };

@@ -18,7 +18,7 @@ pub(super) fn why(subject: &Subject, name: &str) -> Option<String> {
         }
         "ordered"
             if !matches!(
-                subject.promise(),
+                subject.target_promise(),
                 Promise::Ordered | Promise::OrderedByFlush
             ) =>
         {

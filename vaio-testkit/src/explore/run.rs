@@ -76,6 +76,7 @@ pub(crate) fn recorded_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) ->
     let rig = Rig::new(sim, &lab.subject, plan.scale, plan.blocks, Fill::Zero);
     let descriptor = lab.subject.descriptor();
     let settings = OracleSettings {
+        has_target: lab.subject.ordered_target().is_some(),
         flush_retry: descriptor.flush_retry,
         ..OracleSettings::new(plan.blocks, lab.subject.promise())
     };

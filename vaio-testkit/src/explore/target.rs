@@ -44,7 +44,7 @@ pub(crate) fn check(
     if cases.is_empty() {
         return Ok(0);
     }
-    let mut check = OrderedCheck::new(oracle);
+    let mut check = OrderedCheck::keeping(oracle, subject.target_promise());
     let mut images = 0;
     for case in cases {
         images += 1;

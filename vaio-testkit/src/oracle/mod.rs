@@ -54,6 +54,8 @@ pub struct OracleSettings {
     pub initial: Initial,
     /// The number in the stamps of this run.
     pub run: u32,
+    /// Whether a target is looked at, with [`OrderedCheck`]: then it is kept what each crash left.
+    pub has_target: bool,
 }
 
 impl OracleSettings {
@@ -66,6 +68,7 @@ impl OracleSettings {
             discard_reads: DiscardReads::default(),
             initial: Initial::default(),
             run: 0,
+            has_target: matches!(promise, Promise::Ordered | Promise::OrderedByFlush),
         }
     }
 }
@@ -302,7 +305,7 @@ impl Oracle {
     pub fn observe(&mut self, block: u64, value: Value) -> Result<(), Violation> {
         let submit = self.tick();
         let end = self.tick();
-        if self.is_ordered() {
+        if self.settings.has_target {
             Arc::make_mut(&mut self.history).observed.push(Observed {
                 block,
                 value,
@@ -323,10 +326,7 @@ impl Oracle {
             record.ended = Ended::Crash;
         }
         let mut left = Vec::new();
-        let keep = matches!(
-            self.settings.promise,
-            Promise::Ordered | Promise::OrderedByFlush
-        );
+        let keep = self.settings.has_target;
         for (page, number) in self.pages.iter_mut().zip(0u64..) {
             let Some(page) = page else { continue };
             for (block, index) in Arc::make_mut(page).iter_mut().zip(0u64..) {
@@ -404,13 +404,6 @@ impl Oracle {
         let mut block = self.block(number).map_or_else(initial, Block::clone);
         block.guarantee(&self.durability);
         block
-    }
-
-    fn is_ordered(&self) -> bool {
-        matches!(
-            self.settings.promise,
-            Promise::Ordered | Promise::OrderedByFlush
-        )
     }
 
     fn is_read_in_flight(&self, number: u64) -> bool {

@@ -56,12 +56,18 @@ struct Bound {
 impl OrderedCheck {
     /// For targets of the source that `oracle` watches, as it is now.
     pub fn new(oracle: &Oracle) -> Self {
-        let settings = oracle.settings();
+        Self::keeping(oracle, oracle.settings().promise)
+    }
+
+    /// For targets that keep another promise than the source makes to its guest.
+    pub fn keeping(oracle: &Oracle, promise: Promise) -> Self {
+        let mut settings = *oracle.settings();
+        settings.promise = promise;
         Self {
-            promise: settings.promise,
+            promise,
             run: settings.run,
             history: oracle.history().clone(),
-            table: SpanTable::new(oracle.history(), settings),
+            table: SpanTable::new(oracle.history(), &settings),
             floor: 0,
         }
     }
@@ -70,7 +76,7 @@ impl OrderedCheck {
     pub fn update(&mut self, oracle: &Oracle) {
         *self = Self {
             floor: self.floor,
-            ..Self::new(oracle)
+            ..Self::keeping(oracle, self.promise)
         };
     }
 

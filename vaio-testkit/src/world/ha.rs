@@ -113,6 +113,7 @@ impl Vm {
         let blocks = subject.blocks(scale);
         let media = Media::new(subject.info_below(blocks), Fill::Zero);
         let settings = OracleSettings {
+            has_target: subject.ordered_target().is_some(),
             flush_retry: subject.descriptor().flush_retry,
             ..OracleSettings::new(blocks, subject.promise())
         };
@@ -347,7 +348,7 @@ impl Vm {
         let block = self.subject.info_below(1).logical_block;
         let size = usize::try_from(block).unwrap_or(usize::MAX);
         let values = Value::decode_all(&data, size, Check::Full);
-        OrderedCheck::new(&oracle).check(&values)?;
+        OrderedCheck::keeping(&oracle, self.subject.target_promise()).check(&values)?;
         Ok(())
     }
 }

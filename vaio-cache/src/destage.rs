@@ -1,0 +1,328 @@
+//! Destaging: batches move to the backing, then their segments become free.
+//!
+//! * E1: nothing is destaged that the log could still lose, unless the cache device failed.
+//! * E2: one batch at a time. All its writes have ended before the backing is flushed; an error
+//!   anywhere repeats the whole batch: after a failed flush nothing of it counts as written.
+//! * E3: then the superblock with the new `destaged_seq` is made durable, then the log forgets.
+//!   In this order, each awaited.
+//! * E4: work that someone waits for does not wait for the gate: a write that needs room is itself
+//!   what a quiesce waits for.
+//! * E5: relaxed, the sidecar says "torn between a and b" while a batch is on its way, because the
+//!   backing alone is no crash image then.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::{Either, join_all, select};
+use vaio_core::{BlockDeviceExt, Error, Extent, Instant, Result, RuntimeExt, Severity, Step};
+
+use crate::{
+    cache::Cache,
+    log::{Batch, Destage},
+    map::{Found, Source},
+    pace::{Load, wait},
+};
+
+/// IOs of the destager at the same time; the filter's reserved slots.
+pub(crate) const DEPTH: u16 = 8;
+/// Bytes written to the backing at once.
+const RUN_BYTES_MAX: u64 = 256 << 10;
+/// How long after a failure it is tried again, if no one asks.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Key in the sidecar: the batch that is on its way, relaxed (E5).
+pub(crate) const TORN: &str = "torn";
+
+/// What others want of the destager.
+#[derive(Debug, Default)]
+pub(crate) struct Demand {
+    /// The seq that someone waits for.
+    to: u64,
+    /// Do it now, though no one waits.
+    is_kicked: bool,
+    /// Batches begun.
+    begun: u64,
+    /// The last failure, and which batch it was.
+    failed: Option<(u64, Error)>,
+    last_bytes: u64,
+    last_begun: Instant,
+}
+
+/// Neighbouring blocks that are written to the backing at once.
+#[derive(Clone, Copy, Debug)]
+enum Run<'a> {
+    Data(&'a [Found]),
+    Zeroes(&'a [Found]),
+}
+
+impl Cache {
+    /// Waits until everything before `seq` is on the backing, durably. Cancel-safe: the destaging
+    /// goes on.
+    ///
+    /// # Errors
+    /// Those of a batch that was begun after this call.
+    pub(crate) async fn destage_to(&self, seq: u64) -> Result<()> {
+        let begun = self.demand().begun;
+        loop {
+            let ended = self.ended.listen();
+            if self.log().destaged() >= seq {
+                return Ok(());
+            }
+            {
+                let mut demand = self.demand();
+                if let Some((batch, error)) = &demand.failed
+                    && *batch > begun
+                {
+                    return Err(error.clone());
+                }
+                demand.to = demand.to.max(seq);
+            }
+            self.wanted.notify_all();
+            ended.await;
+        }
+    }
+
+    /// Brings everything to the backing that is answered by now, or, where it is held at a point,
+    /// everything before that.
+    pub(crate) async fn destage_all(&self) -> Result<()> {
+        let to = {
+            let log = self.log();
+            log.held().unwrap_or(log.published())
+        };
+        self.destage_to(to).await
+    }
+
+    /// Asks for a batch soon.
+    pub(crate) fn kick(&self) {
+        self.demand().is_kicked = true;
+        self.wanted.notify_all();
+    }
+
+    fn is_awaited(&self) -> bool {
+        let destaged = self.log().destaged();
+        let demand = self.demand();
+        demand.is_kicked || demand.to > destaged
+    }
+
+    /// Resolves when someone waits for more than there is.
+    async fn awaited(&self) {
+        loop {
+            let wanted = self.wanted.listen();
+            let destaged = self.log().destaged();
+            if self.demand().to > destaged {
+                return;
+            }
+            wanted.await;
+        }
+    }
+
+    /// Resolves when there is a batch, and it is time for it.
+    async fn due(&self) {
+        loop {
+            let wanted = self.wanted.listen();
+            let has_batch = self.log().has_batch();
+            let pause = if has_batch {
+                wait(&self.pressure(), &self.settings)
+            } else {
+                Duration::MAX
+            };
+            // A cut that is due takes no more records, and is whole when the last of it is there.
+            if pause.is_zero() && self.log().batch_end(self.settings.destage()).is_some() {
+                return;
+            }
+            if pause.is_zero() {
+                wanted.await;
+                continue;
+            }
+            if has_batch {
+                select(self.cx.rt().sleep(pause), wanted).await;
+            } else {
+                wanted.await;
+            }
+        }
+    }
+
+    fn pressure(&self) -> Load {
+        let now = self.cx.rt().now();
+        let (dirty_bytes, oldest) = {
+            let log = self.log();
+            (log.dirty_bytes(), log.oldest_from(0))
+        };
+        let is_awaited = self.is_awaited();
+        let demand = self.demand();
+        Load {
+            dirty_bytes,
+            oldest_age: oldest.map_or(Duration::ZERO, |since| now.since(since)),
+            is_awaited,
+            last_bytes: demand.last_bytes,
+            since_last: now.since(demand.last_begun),
+        }
+    }
+
+    /// A turn to work: a step that a quiesce waits for, or none where someone waits (E4). `None`:
+    /// the instance is closing.
+    async fn turn(&self) -> Option<Option<Step>> {
+        match select(pin!(self.cx.step()), pin!(self.awaited())).await {
+            Either::Left((step, _)) => step.map(Some),
+            Either::Right(((), _)) => Some(None),
+        }
+    }
+
+    /// Brings one batch to the backing; gives its bytes.
+    pub(crate) async fn destage_batch(&self) -> Result<u64> {
+        let how = self.settings.destage();
+        let (end, is_failed) = {
+            let mut log = self.log();
+            (log.batch_end(how), log.is_failed())
+        };
+        let Some(end) = end else {
+            return Ok(0);
+        };
+        if !is_failed {
+            // E1.
+            self.make_durable(end).await?;
+        }
+        let batch = self.log().batch(end);
+        if how == Destage::Relaxed {
+            let mark = [batch.from.to_le_bytes(), batch.end.to_le_bytes()].concat();
+            let mark = Bytes::from(mark);
+            self.cx.sidecar().commit(&[(TORN, Some(mark))]).await?;
+        }
+        let bytes = self.move_all(&batch).await?;
+        // E2.
+        self.cx.lower().flush().await?;
+        self.still(end).await;
+        // E3.
+        self.persist(end).await?;
+        if how == Destage::Relaxed {
+            self.cx.sidecar().commit(&[(TORN, None)]).await?;
+        }
+        self.still(end).await;
+        self.log().set_destaged(end);
+        self.moved_on();
+        self.cx.rt().probe("cache.destaged");
+        Ok(bytes)
+    }
+
+    /// Writes a batch's last versions; every write ends, also after one has failed.
+    async fn move_all(&self, batch: &Batch) -> Result<u64> {
+        let geometry = self.device.geometry();
+        let runs = runs(&batch.moves, RUN_BYTES_MAX / geometry.bytes(1));
+        let mut moved = 0;
+        for together in runs.chunks(DEPTH.into()) {
+            let writes = together.iter().map(|run| self.move_run(*run));
+            for written in join_all(writes).await {
+                moved += written?;
+            }
+        }
+        Ok(moved)
+    }
+
+    async fn move_run(&self, run: Run<'_>) -> Result<u64> {
+        let geometry = self.device.geometry();
+        let (Run::Data(found) | Run::Zeroes(found)) = run;
+        let (first, last) = (found[0].span.start, found[found.len() - 1].span.end());
+        let extent = Extent::from_range(geometry.bytes(first), geometry.bytes(last));
+        let lower = self.cx.lower();
+        match run {
+            Run::Data(found) => {
+                let taken = self.take(&mut self.log(), found);
+                let data = self.load(&taken).await?;
+                lower.write(extent.offset(), data).await?;
+            }
+            Run::Zeroes(_) => lower.write_zeroes(extent.offset(), extent.len()).await?,
+        }
+        Ok(extent.len())
+    }
+
+    /// Resolves when no record before `end` is being written again (L4).
+    async fn still(&self, end: u64) {
+        loop {
+            let progress = self.progress.listen();
+            if self.log().is_still(end) {
+                return;
+            }
+            progress.await;
+        }
+    }
+}
+
+/// Cuts a batch into runs of at most `blocks_max` blocks of data; zeroes are not limited.
+fn runs(moves: &[Found], blocks_max: u64) -> Vec<Run<'_>> {
+    let is_zero = |found: &Found| {
+        let source = found.piece.map(|piece| piece.source);
+        matches!(source, Some(Source::Zeroes { .. }))
+    };
+    let mut runs = Vec::new();
+    let mut rest = moves;
+    while let Some(first) = rest.first() {
+        let is_zeroes = is_zero(first);
+        let mut end = first.span.start;
+        let count = rest
+            .iter()
+            .take_while(|found| {
+                let is_next = found.span.start == end && is_zero(found) == is_zeroes;
+                end = found.span.end();
+                let blocks = end - first.span.start;
+                is_next && (is_zeroes || blocks <= blocks_max || blocks == found.span.count)
+            })
+            .count();
+        let (run, after) = rest.split_at(count);
+        runs.push(if is_zeroes {
+            Run::Zeroes(run)
+        } else {
+            Run::Data(run)
+        });
+        rest = after;
+    }
+    runs
+}
+
+/// The background task: one batch after another, until the instance closes.
+pub(crate) async fn run(cache: Arc<Cache>) {
+    let rt = Arc::clone(cache.cx.rt());
+    loop {
+        let due = pin!(cache.due());
+        if matches!(select(pin!(cache.cx.stopped()), due).await, Either::Left(_)) {
+            return;
+        }
+        let Some(turn) = cache.turn().await else {
+            return;
+        };
+        let batch = {
+            let mut demand = cache.demand();
+            demand.is_kicked = false;
+            demand.begun += 1;
+            demand.last_begun = rt.now();
+            demand.begun
+        };
+        let moved = cache.destage_batch().await;
+        drop(turn);
+        let failed = {
+            let mut demand = cache.demand();
+            match moved {
+                Ok(bytes) => {
+                    demand.last_bytes = bytes;
+                    None
+                }
+                Err(error) => {
+                    demand.failed = Some((batch, error.clone()));
+                    // Whoever still wants it asks again.
+                    demand.to = 0;
+                    Some(error)
+                }
+            }
+        };
+        cache.ended.notify_all();
+        if let Some(error) = failed {
+            let text = format!("destaging failed and is tried again: {}", error.to_line());
+            cache.event(
+                Severity::Warning,
+                text,
+                "look at the backing and the cache device",
+            );
+            let awaited = pin!(cache.awaited());
+            let pause = select(rt.sleep(RETRY_INTERVAL), awaited);
+            select(pin!(cache.cx.stopped()), pause).await;
+        }
+    }
+}

@@ -1,0 +1,218 @@
+use bytes::Bytes;
+use vaio_core::Instant;
+
+use super::*;
+use crate::{geometry::Sizes, record};
+
+fn geometry() -> Geometry {
+    // Segments of 7 blocks: a footer, and room for 6.
+    Geometry::new(512, 23 * 512, &Sizes::new(1024, 512, 7 * 512, 512)).expect("three segments")
+}
+
+fn log() -> Log {
+    let epoch = Epoch {
+        epoch: 1,
+        nonce: 9,
+        segment: 0,
+        first_seq: 0,
+        end_seq: OPEN,
+    };
+    let start = Start {
+        geometry: geometry(),
+        limits: Limits {
+            unflushed_bytes_max: 16 << 10,
+            cut_bytes_max: 1 << 20,
+        },
+        epochs: vec![epoch],
+        destaged_seq: 0,
+        segments: Vec::new(),
+        records: Vec::new(),
+    };
+    Log::new(start, Instant::default())
+}
+
+fn enqueue(log: &mut Log, start: u64, count: u64, byte: u8) -> u64 {
+    let span = Span { start, count };
+    let data = Bytes::from(vec![byte; crate::geometry::index(count * 512)]);
+    let mut sums = Vec::new();
+    record::sum(span, &data, &geometry(), &mut sums);
+    let kind = Kind::Data;
+    log.enqueue(Waiting {
+        entry: Entry { span, kind },
+        data,
+        sums,
+    })
+}
+
+fn compose(log: &mut Log, end: u64) -> WriteRecord {
+    match log.step(end, Instant::default()) {
+        Step::Write(write) => write,
+        other => panic!("a record to write, not {other:?}"),
+    }
+}
+
+fn write(log: &mut Log, start: u64, byte: u8) -> u64 {
+    let end = enqueue(log, start, 1, byte);
+    let record = compose(log, end);
+    log.written(record.seq);
+    assert_eq!(log.step(end, Instant::default()), Step::Published);
+    end
+}
+
+fn byte_of(log: &Log, block: u64) -> Option<u8> {
+    let span = Span {
+        start: block,
+        count: 1,
+    };
+    let piece = log.find(span)[0].piece?;
+    match piece.source {
+        Source::Data { at, .. } => Some(log.in_memory(at, piece.span.count)?[0]),
+        Source::Zeroes { .. } => Some(0),
+    }
+}
+
+#[test]
+fn writes_that_wait_share_a_record() {
+    let mut log = log();
+    let first = enqueue(&mut log, 0, 1, 1);
+    let second = enqueue(&mut log, 5, 2, 2);
+    let record = compose(&mut log, second);
+    assert_eq!(record.bytes.len(), 4 * 512);
+    assert_eq!(log.step(first, Instant::default()), Step::Wait);
+    log.written(record.seq);
+    assert_eq!(log.step(first, Instant::default()), Step::Published);
+    assert_eq!((byte_of(&log, 0), byte_of(&log, 6)), (Some(1), Some(2)));
+}
+
+#[test]
+fn record_is_published_after_those_before_it() {
+    let mut log = log();
+    let first = enqueue(&mut log, 0, 1, 1);
+    let early = compose(&mut log, first);
+    let second = enqueue(&mut log, 0, 1, 2);
+    let late = compose(&mut log, second);
+    log.written(late.seq);
+    assert_eq!(log.step(second, Instant::default()), Step::Wait);
+    assert_eq!(byte_of(&log, 0), None);
+    log.written(early.seq);
+    assert_eq!(log.step(second, Instant::default()), Step::Published);
+    assert_eq!(byte_of(&log, 0), Some(2));
+}
+
+#[test]
+fn flush_covers_what_was_written_since_the_last_failure() {
+    let mut log = log();
+    write(&mut log, 0, 1);
+    log.distrust();
+    let end = write(&mut log, 1, 2);
+    let rewrites = log.rewrites();
+    assert_eq!(rewrites.len(), 1);
+    assert_eq!(rewrites[0].seq, 0);
+    assert!(!log.is_still(1), "L4");
+    log.written(0);
+    assert!(log.is_still(1) && log.rewrites().is_empty());
+    log.made_durable(end);
+    assert_eq!(log.durable(), end);
+    assert_eq!(log.in_memory(At(0), 1), None);
+}
+
+#[test]
+fn cut_is_destaged_with_its_own_last_versions() {
+    let mut log = log();
+    write(&mut log, 0, 1);
+    let end = write(&mut log, 0, 2);
+    // The guest may be told: a new cut.
+    log.made_durable(end);
+    let last = write(&mut log, 0, 3);
+    assert_eq!(log.batch_end(Destage::Ordered), Some(end));
+    let batch = log.batch(end);
+    assert_eq!(batch.moves.len(), 1);
+    let second = batch.moves[0].piece.expect("a piece").source;
+    let newest = log.find(Span { start: 0, count: 1 })[0].piece;
+    assert_ne!(Some(second), newest.map(|piece| piece.source), "B1");
+    assert_eq!(log.batch_end(Destage::Relaxed), Some(last));
+    log.set_destaged(end);
+    assert_eq!(byte_of(&log, 0), Some(3), "the newer content stays");
+    assert_eq!(log.batch_end(Destage::Ordered), Some(last));
+}
+
+#[test]
+fn destaging_closes_the_cut() {
+    let mut log = log();
+    let end = write(&mut log, 0, 1);
+    assert_eq!(log.batch_end(Destage::Ordered), Some(end));
+    write(&mut log, 1, 2);
+    assert_eq!(log.batch_end(Destage::Ordered), Some(end), "O3");
+}
+
+#[test]
+fn held_log_gives_no_batch_beyond_the_point() {
+    let mut log = log();
+    let end = write(&mut log, 0, 1);
+    assert_eq!(log.hold(), Some(end));
+    assert_eq!(log.hold(), None);
+    write(&mut log, 1, 2);
+    assert_eq!(log.batch_end(Destage::Relaxed), Some(end));
+    log.set_destaged(end);
+    assert!(!log.has_batch());
+    assert_eq!(log.batch_end(Destage::Relaxed), None);
+    log.let_go();
+    assert!(log.has_batch());
+}
+
+#[test]
+fn full_log_goes_on_when_its_oldest_segment_is_destaged() {
+    let mut log = log();
+    // Three records of two blocks fill a segment.
+    for block in 0..9 {
+        write(&mut log, block, 1);
+    }
+    let end = enqueue(&mut log, 9, 1, 1);
+    assert_eq!(log.step(end, Instant::default()), Step::Full(3));
+    log.made_durable(9);
+    let epochs = log.epochs(3);
+    log.persisted(&epochs);
+    log.set_destaged(3);
+    let record = compose(&mut log, end);
+    assert_eq!(record.at, geometry().segment_at(0));
+    let (at, footer) = record.footer.expect("the segment before is sealed");
+    assert_eq!(at, geometry().footer_at(2));
+    let headers = crate::footer::decode(&footer, 9, 1, &geometry()).expect("valid");
+    assert_eq!(headers.len(), 3);
+    assert_eq!(log.epochs(3)[0].first_seq, 3);
+}
+
+#[test]
+fn cancelled_write_uses_its_seq_and_changes_nothing() {
+    let mut log = log();
+    let first = enqueue(&mut log, 0, 1, 1);
+    assert!(log.cancel(first - 1, first));
+    let second = enqueue(&mut log, 1, 1, 2);
+    let record = compose(&mut log, second);
+    log.written(record.seq);
+    assert_eq!((byte_of(&log, 0), byte_of(&log, 1)), (None, Some(2)));
+    assert!(!log.cancel(first - 1, first), "it is in a record");
+}
+
+#[test]
+fn too_much_in_memory_asks_for_a_flush() {
+    let mut log = log();
+    log.limits.unflushed_bytes_max = 1024;
+    let end = write(&mut log, 0, 1);
+    let next = enqueue(&mut log, 1, 1, 1);
+    assert_eq!(log.step(next, Instant::default()), Step::Unflushed(end));
+    log.made_durable(end);
+    compose(&mut log, next);
+}
+
+#[test]
+fn failed_device_fails_what_is_not_published() {
+    let mut log = log();
+    let end = enqueue(&mut log, 0, 1, 1);
+    let record = compose(&mut log, end);
+    log.not_written(record.seq);
+    assert_eq!(log.step(end, Instant::default()), Step::Failed);
+    log.drop_unpublished();
+    assert!(log.is_empty());
+    log.set_destaged(end);
+}

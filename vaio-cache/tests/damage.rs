@@ -1,0 +1,188 @@
+//! Bit rot on the cache device: every block of it, one after the other.
+//!
+//! Whatever is damaged, the guest never reads what it should not: the open refuses, or the read
+//! fails, or the data is right. What no log can tell is the loss of its very last records: nothing
+//! behind them says that they were durable. Those are left out here.
+
+use std::sync::Arc;
+
+use vaio_cache::{CACHE_DEVICE, CacheFactory, Sizes};
+use vaio_core::ErrorKind;
+use vaio_testkit::{
+    GuestOp, Oracle, OracleSettings, Scale, Schedule, Sim, Subject, Tape,
+    disk::{Content, Fill, Image},
+    explore::{Belief, Guest, OnError, Rig},
+};
+
+const BLOCKS: u64 = 16;
+const DEVICE_BLOCKS: u64 = 2 + 10 * 8;
+
+fn subject() -> Arc<Subject> {
+    let sizes = Sizes::new(1024, 512, 10 * 512, 512);
+    let subject = Subject::scaled(move |_| Arc::new(CacheFactory::default().with_sizes(sizes)))
+        .device(CACHE_DEVICE, |_| DEVICE_BLOCKS)
+        .setting("dirty_age_max", "1h");
+    Arc::new(subject)
+}
+
+fn write(block: u64) -> GuestOp {
+    GuestOp::Write {
+        block,
+        count: 2,
+        fua: false,
+    }
+}
+
+/// A disk with many durable records in its log and none on its backing, after a crash.
+struct Left {
+    belief: Belief,
+    images: Vec<Image>,
+    sidecar: Option<bytes::Bytes>,
+}
+
+fn leave() -> Left {
+    let subject = subject();
+    let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+    let rig = Rig::new(&sim, &subject, Scale::Tiny, BLOCKS, Fill::Zero);
+    let belief = Belief::new(Oracle::new(OracleSettings::new(BLOCKS, subject.promise())));
+    let host = sim.host("first");
+    let ran = sim.run(async {
+        let disk = rig.open(&host).await.expect("opens over empty media");
+        let guest = Guest {
+            sim: &sim,
+            disk: &disk,
+            belief: &belief,
+            depth: 1,
+            on_error: OnError::Broken,
+            when_quiet: None,
+        };
+        for block in [0, 3, 6, 9, 12, 1, 4] {
+            guest.submit(write(block)).await.expect("is kept");
+            guest.submit(GuestOp::Flush).await.expect("is kept");
+        }
+    });
+    assert!(ran.is_ok(), "the first era ends");
+    host.kill();
+    belief.oracle().crash();
+    let snapshot = rig.snapshot();
+    Left {
+        belief,
+        images: snapshot
+            .disks
+            .iter()
+            .map(|disk| disk.durable().clone())
+            .collect(),
+        sidecar: snapshot.sidecar.images().pop().flatten(),
+    }
+}
+
+/// What came of a damaged device.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Seen {
+    refused: u64,
+    failed: u64,
+    right: u64,
+}
+
+fn open_and_read(left: &Left, images: Vec<Image>, seen: &mut Seen, label: &str) {
+    let subject = subject();
+    let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+    let sidecar = left.sidecar.clone();
+    let rig = Rig::of_images(&sim, &subject, Scale::Tiny, images, sidecar);
+    let belief = Belief::new(left.belief.oracle().clone());
+    let host = sim.host("second");
+    let ran = sim.run(async {
+        let disk = match rig.open(&host).await {
+            Ok(disk) => disk,
+            Err(error) => {
+                assert_eq!(
+                    error.kind(),
+                    ErrorKind::Corrupt,
+                    "{label}: {}",
+                    error.to_line()
+                );
+                seen.refused += 1;
+                return;
+            }
+        };
+        let block_bytes = u64::from(disk.info().logical_block);
+        for block in 0..BLOCKS {
+            let guest = Guest {
+                sim: &sim,
+                disk: &disk,
+                belief: &belief,
+                depth: 1,
+                on_error: OnError::Allowed,
+                when_quiet: None,
+            };
+            let extent = vaio_core::Extent::new(block * block_bytes, block_bytes);
+            match disk.submit(vaio_core::Io::read(extent)).await {
+                Ok(_) => seen.right += 1,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Corrupt, "{label}");
+                    assert_eq!(error.extent(), Some(extent), "{label}: it is named");
+                    seen.failed += 1;
+                }
+            }
+            let read = guest.submit(GuestOp::Read { block, count: 1 }).await;
+            assert!(read.is_ok(), "{label}: {read:?}");
+        }
+    });
+    assert!(ran.is_ok(), "{label}: it ends");
+}
+
+fn damaged(left: &Left, block: u64, at: usize) -> Option<Vec<Image>> {
+    let mut images = left.images.clone();
+    let device = &mut images[1];
+    let mut bytes = device.block(block).to_vec();
+    if bytes.iter().all(|byte| *byte == 0) {
+        return None;
+    }
+    bytes[at] ^= 0x40;
+    device.set(block, Content::of(bytes.into()));
+    Some(images)
+}
+
+#[test]
+fn undamaged_log_is_read_back() {
+    let left = leave();
+    let mut seen = Seen::default();
+    open_and_read(&left, left.images.clone(), &mut seen, "undamaged");
+    assert_eq!((seen.refused, seen.failed), (0, 0));
+}
+
+#[test]
+fn damaged_block_is_refused_or_named_and_never_wrong_data() {
+    let left = leave();
+    let mut seen = Seen::default();
+    let used = (0..DEVICE_BLOCKS).filter(|block| damaged(&left, *block, 0).is_some());
+    let used: Vec<u64> = used.collect();
+    // Superblocks, and seven records of three blocks: the last record is left out.
+    let last = *used.last().expect("something was written");
+    for block in used.into_iter().filter(|block| *block + 3 <= last) {
+        for at in [0, 9, 17, 60, 70, 300] {
+            if let Some(images) = damaged(&left, block, at) {
+                open_and_read(
+                    &left,
+                    images,
+                    &mut seen,
+                    &format!("block {block} byte {at}"),
+                );
+            }
+        }
+    }
+    assert!(seen.refused > 0, "damaged headers are refused: {seen:?}");
+    assert!(seen.failed > 10, "damaged payload is named: {seen:?}");
+}
+
+#[test]
+fn empty_device_is_refused_while_it_should_hold_data() {
+    let left = leave();
+    let mut seen = Seen::default();
+    let mut images = left.images.clone();
+    for block in 0..DEVICE_BLOCKS {
+        images[1].set(block, Content::Zero);
+    }
+    open_and_read(&left, images, &mut seen, "empty");
+    assert_eq!(seen.refused, 1);
+}

@@ -1,0 +1,75 @@
+//! The cache device fails a write, and the record is whole on it all the same. The write went to
+//! the backing instead, and newer ones after it: the record must never come back over them.
+
+use std::sync::Arc;
+
+use vaio_cache::{CACHE_DEVICE, CacheFactory, Sizes};
+use vaio_core::{Disk, Extent, OpKind};
+use vaio_testkit::{
+    Family, GuestOp, Oracle, OracleSettings, Scale, Schedule, Sim, Subject, Swarm, Tape,
+    disk::{Fault, Fill, Rule},
+    explore::{Belief, Broken, Guest, OnError, Rig, limits},
+};
+
+const WRITE: GuestOp = GuestOp::Write {
+    block: 0,
+    count: 1,
+    fua: false,
+};
+
+fn subject() -> Arc<Subject> {
+    let sizes = Sizes::new(1024, 512, 5 * 512, 512);
+    let subject = Subject::scaled(move |_| Arc::new(CacheFactory::default().with_sizes(sizes)));
+    Arc::new(subject.device(CACHE_DEVICE, |_| 2 + 4 * 5))
+}
+
+fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
+    Guest {
+        sim,
+        disk,
+        belief,
+        depth: 1,
+        on_error: OnError::Broken,
+        when_quiet: None,
+    }
+}
+
+#[test]
+fn record_that_failed_and_landed_does_not_come_back() {
+    for seed in 0..60 {
+        let subject = subject();
+        let swarm = Swarm::default()
+            .with(Family::Kick, 0)
+            .with(Family::Event, 0);
+        let sim = Sim::new(Tape::random(seed).with_swarm(swarm), Schedule::Fifo);
+        sim.set_limits(limits());
+        let rig = Rig::new(&sim, &subject, Scale::Tiny, 4, Fill::Zero);
+        let belief = Belief::new(Oracle::new(OracleSettings::new(4, subject.promise())));
+        let device = rig.disk(CACHE_DEVICE).expect("it is needed").clone();
+        // Every write behind the superblocks.
+        let records = Extent::from_range(2 * 512, 22 * 512);
+        device
+            .faults(|faults| faults.add(Rule::always(Fault::Error).on(OpKind::Write).at(records)));
+        let first = sim.host("first");
+        let ran: Result<(), Broken> = sim
+            .run(async {
+                let disk = rig.open(&first).await.expect("opens over empty media");
+                guest(&sim, &disk, &belief)
+                    .run(&[WRITE, WRITE, GuestOp::Flush])
+                    .await
+            })
+            .unwrap_or_else(|stuck| Err(stuck.into()));
+        assert_eq!(ran, Ok(()), "seed {seed}");
+        first.kill();
+        belief.oracle().crash();
+        device.quiet();
+        let second = sim.host("second");
+        let ran: Result<(), Broken> = sim
+            .run(async {
+                let disk = rig.open(&second).await.expect("opens again");
+                guest(&sim, &disk, &belief).read_all().await
+            })
+            .unwrap_or_else(|stuck| Err(stuck.into()));
+        assert_eq!(ran, Ok(()), "seed {seed}");
+    }
+}
