@@ -205,6 +205,12 @@ impl SimDisk {
             .settle(&mut self.0.lock(), |flying| !flying.host.is_alive());
     }
 
+    /// The process that had the disk is gone, though its host lives: as
+    /// [`Media::hand_over`](super::Media::hand_over).
+    pub fn hand_over(&self) {
+        self.0.lock().media.hand_over();
+    }
+
     /// The medium now: cheap.
     pub fn snapshot(&self) -> Snapshot {
         self.0.lock().media.snapshot()

@@ -259,6 +259,10 @@ impl Run<'_> {
                 Err(_) if tries > 1 => tries -= 1,
                 opened => return opened,
             }
+            // A program that cannot open its disk ends; the next attempt is another one's.
+            for disk in self.rig.disks() {
+                disk.hand_over();
+            }
             if tries == 1 {
                 self.quiet();
             }
