@@ -440,7 +440,7 @@ fn crash(group: &str, case: &str) -> Option<Explored> {
             .one_era()
             .recovery(),
         // All of them: a crash in recovery shows only after writes that were flushed.
-        ("recovery_crash", "overwrites") => small(&[w(0, 1), w(0, 2), F], 3, 80)
+        ("recovery_crash", "overwrites") => small(&[w(0, 1), w(0, 2), fua(0, 2), F], 3, 168)
             .depths(&[1], 1)
             .crashing(&[Tier::None, Tier::All])
             .recovery(),
