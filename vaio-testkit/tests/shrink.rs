@@ -19,6 +19,14 @@ use vaio_testkit::{
     zoo::{Bug, Row, rows},
 };
 
+/// As `println!`, but shown where the test passes, too: libtest keeps what its own macros print.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout().lock(), $($text)*).expect("standard output is open")
+    }};
+}
+
 const CASE: &str = "crash::several";
 
 /// Rows of different kinds, and the crashes that each needs: the last ones are bugs of the second
@@ -103,7 +111,7 @@ fn large_failures_shrink_to_a_few_operations_and_outlive_edits() {
         let (seed, failure) = found(&lab);
         let (small, took) = timed(|| smallest(&lab, &failure, TRIES_MAX));
         let (was, is, rule) = (&failure.plan, &small.plan, &failure.broken.rule);
-        println!(
+        say!(
             "{}: seed {seed}, {rule}: {} ops, {} crashes, {} choices -> {}, {}, {} in {took:?}",
             row.name,
             was.ops(),
@@ -122,19 +130,19 @@ fn large_failures_shrink_to_a_few_operations_and_outlive_edits() {
             let is_kept = breaks(&edited(&row, edit), &text, rule);
             *kept += usize::from(is_kept);
             if !is_kept && !mends(edit, bug) {
-                println!("  not after the edit {edit:?}:\n{text}");
+                say!("  not after the edit {edit:?}:\n{text}");
             }
         }
         longest = longest.max(took);
         ops_most = ops_most.max(is.ops());
     }
-    println!("figure shrink_rows {} rows", ROWS.len());
-    println!("figure shrink_ops_max {ops_most} operations");
-    println!("figure shrink_seconds_max {:.2} s", longest.as_secs_f64());
+    say!("figure shrink_rows {} rows", ROWS.len());
+    say!("figure shrink_ops_max {ops_most} operations");
+    say!("figure shrink_seconds_max {:.2} s", longest.as_secs_f64());
     let [waits, reads, writes] = kept;
-    println!("figure shrink_kept_after_an_await {waits} rows");
-    println!("figure shrink_kept_after_a_read {reads} rows");
-    println!("figure shrink_kept_after_a_write {writes} rows");
+    say!("figure shrink_kept_after_an_await {waits} rows");
+    say!("figure shrink_kept_after_a_read {reads} rows");
+    say!("figure shrink_kept_after_a_write {writes} rows");
     assert_eq!(
         waits,
         ROWS.len(),

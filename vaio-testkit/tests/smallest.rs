@@ -25,6 +25,14 @@ use vaio_testkit::{
     zoo::{Need, Row, rows},
 };
 
+/// As `println!`, but shown where the test passes, too: libtest keeps what its own macros print.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout().lock(), $($text)*).expect("standard output is open")
+    }};
+}
+
 /// Longest workload that is looked at.
 const OPS_MAX: usize = 3;
 
@@ -463,7 +471,7 @@ fn crash_rows_are_found_with_three_operations_or_fewer() {
         said => look_up(row, said.copied().flatten()),
     });
     let text = table(&found);
-    println!("{text}");
+    say!("{text}");
     figures(&found);
     if only.is_some() {
         return;
@@ -506,15 +514,15 @@ fn figures(found: &[(Row, Option<Smallest>)]) {
     };
     let small = of(&|_, _| true);
     let expected = of(&|row, found| found.ops == row.smallest as usize);
-    println!("figure smallest_rows {} rows", found.len());
-    println!("figure smallest_found_at_3_ops {small} rows");
-    println!(
+    say!("figure smallest_rows {} rows", found.len());
+    say!("figure smallest_found_at_3_ops {small} rows");
+    say!(
         "figure smallest_share_percent {} percent",
         small * 100 / found.len().max(1)
     );
-    println!("figure smallest_as_expected {expected} rows");
+    say!("figure smallest_as_expected {expected} rows");
     for ops in 1..=OPS_MAX {
-        println!(
+        say!(
             "figure smallest_at_{ops} {} rows",
             of(&|_, found| found.ops == ops)
         );
@@ -528,7 +536,7 @@ fn crash_rows_that_no_workload_shows_are_few_and_caught_by_a_script() {
         .filter(|row| needs_crash(row) && !is_by_workload(row))
         .map(|row| row.name)
         .collect();
-    println!("not by a workload: {}", others.join(", "));
+    say!("not by a workload: {}", others.join(", "));
     assert_eq!(
         others,
         [
