@@ -348,13 +348,6 @@ const BARRIERS: &[Seen] = &[
         "flush_alone < src/twins/mirror/mod.rs:resync",
         Mutant::Drop,
     ),
-    seen(
-        "mirror/mod.rs resync, flush_alone",
-        OpKind::Flush,
-        "mirror",
-        "flush_alone < src/twins/mirror/mod.rs:resync",
-        Mutant::Drop,
-    ),
 ];
 
 /// Needed, but no IO of a lower device: the zoo's `CleanMarkEarly` and `StaleSideNotRecorded` break

@@ -158,8 +158,8 @@ const NEEDED: &[Barrier] = &[
     barrier(
         MIRROR,
         "mirror/mod.rs resync, flush_alone",
-        "both sides are flushed after a copy, before both count as valid",
-        "a record made meanwhile says both, and a crash drops the copy",
+        "the primary is flushed after a copy, before both sides count as valid",
+        "a record made meanwhile says both, which after a crash means the primary",
     ),
 ];
 
