@@ -49,7 +49,12 @@ vaio_testkit::barrier_audit! {
     mirror: Twin::Mirror.subject(Promise::AtFlush, None),
     explained = [
         "source.rs:flush_to" => "the disk was flushed before its sources are asked",
-        "mod.rs:lifecycle error-ignored" => "the sides are recorded once more as the close commits",
+        "mod.rs:lifecycle" => "the framework flushes the disk before it tells its filters to close; this \
+            one is for a disk whose last flush failed, and the sides are recorded once more",
+        "mirror/mod.rs:flush_alone < src/twins/mirror/mod.rs:flush < src/twins/mirror/mod.rs:io error-ignored" =>
+            "it takes a write that the primary failed and a flush that the mirror failed",
+        "mirror/mod.rs:flush_alone < src/twins/mirror/mod.rs:resync drop" => "what is recorded as being \
+            on both sides is read from the primary after a crash",
     ]
 }
 

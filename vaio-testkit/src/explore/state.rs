@@ -153,7 +153,7 @@ fn recover(
     run(sim, guest.read_all())?;
     look(lab, &disk, rig, belief)?;
     if !lab.checks.reread_faults.is_empty() {
-        reread(lab, sim, rig, guest)?;
+        reread(lab, sim, rig, &guest)?;
     }
     let mut states = 1;
     if lab.checks.second_era {
@@ -169,16 +169,16 @@ fn recover(
 }
 
 /// Reads everything again while something fails below, and once more when nothing does.
-fn reread(lab: &Lab, sim: &Sim, rig: &Rig, guest: Guest<'_>) -> Result<(), Broken> {
+fn reread(lab: &Lab, sim: &Sim, rig: &Rig, guest: &Guest<'_>) -> Result<(), Broken> {
     super::set_faults(rig, &lab.checks.reread_faults);
     let on_error = OnError::Allowed;
-    run(sim, Guest { on_error, ..guest }.read_all())?;
+    run(sim, Guest { on_error, ..*guest }.read_all())?;
     quiet(rig);
     run(
         sim,
         Guest {
             on_error: OnError::Broken,
-            ..guest
+            ..*guest
         }
         .read_all(),
     )
