@@ -133,6 +133,13 @@ impl Handle {
             data: written(&io.op).filter(|_| sim.trace().is_on()),
         });
         sim.note(Some(&self.host), "submit", entry, || name.clone());
+        // What is asked is a part of what happened: two runs that ask for other blocks are not equal.
+        let extent = io.op.extent();
+        let place = extent.offset() ^ extent.len().rotate_left(32);
+        let asked = place ^ ((io.op.kind() as u64) << 56) ^ (u64::from(io.op.is_fua()) << 63);
+        sim.note(Some(&self.host), "io", asked, || {
+            format!("{} {extent}", io.op.kind())
+        });
         entry
     }
 }
