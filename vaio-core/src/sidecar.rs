@@ -154,7 +154,11 @@ impl Sidecar {
 }
 
 fn encode(entries: &Entries) -> Result<Bytes> {
-    let mut out = BytesMut::new();
+    // Headers and checksum take fewer than 32 bytes, lengths fewer than 8 for each entry.
+    let bytes = entries
+        .iter()
+        .map(|(key, value)| key.len() + value.len() + 8);
+    let mut out = BytesMut::with_capacity(32 + bytes.sum::<usize>());
     out.put_slice(MAGIC);
     out.put_u16_le(SIDECAR_VERSION);
     out.put_u32_le(length(entries.len())?);

@@ -8,6 +8,8 @@
 //!
 //! Cases are found and compared by hash before any image is made; which ones, is in [`Tier`].
 
+use std::sync::Arc;
+
 use super::{
     cache::Snapshot,
     image::{Content, Image, mix},
@@ -91,7 +93,7 @@ pub(super) struct Choice {
 /// Disks at the moment at which they lose power together.
 #[derive(Clone, Debug)]
 pub struct CrashPoint {
-    pub(super) disks: Vec<(String, Image)>,
+    pub(super) disks: Vec<(Arc<str>, Image)>,
     pub(super) units: Vec<Unit>,
     /// In order of submission over all disks.
     pub(super) groups: Vec<Group>,
@@ -101,8 +103,9 @@ pub struct CrashPoint {
 
 impl CrashPoint {
     /// The disks by name, each as it is now.
-    pub fn new<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Snapshot)>) -> Self {
-        let disks: Vec<_> = disks.into_iter().collect();
+    pub fn new<'a>(disks: impl IntoIterator<Item = (impl Into<Arc<str>>, &'a Snapshot)>) -> Self {
+        let disks = disks.into_iter().map(|(name, disk)| (name.into(), disk));
+        let disks: Vec<(Arc<str>, &Snapshot)> = disks.collect();
         let mut order: Vec<(usize, &Mutation)> = Vec::new();
         for (disk, (_, snapshot)) in disks.iter().enumerate() {
             order.extend(snapshot.pending().map(|mutation| (disk, mutation)));
@@ -112,7 +115,7 @@ impl CrashPoint {
         let mut point = Self {
             disks: disks
                 .iter()
-                .map(|(name, s)| ((*name).to_owned(), s.base.clone()))
+                .map(|(name, s)| (Arc::clone(name), s.base.clone()))
                 .collect(),
             units: Vec::new(),
             groups: Vec::new(),
@@ -242,7 +245,7 @@ impl CrashPoint {
 
     /// The case in words. Made again by [`case`](Self::case), it is the same.
     pub fn spec(&self, case: &CrashCase) -> CrashSpec {
-        let named = |(disk, (name, _)): (usize, &(String, Image))| {
+        let named = |(disk, (name, _)): (usize, &(Arc<str>, Image))| {
             let kept = self.pieces(disk, |unit| case.keep.has(unit));
             let dropped = self.pieces(disk, |unit| !case.keep.has(unit) && self.all.has(unit));
             let has_beaten = (self.groups.iter().filter(|group| group.disk == disk))
@@ -252,7 +255,7 @@ impl CrashPoint {
             } else {
                 Survivors::Keep(kept)
             };
-            (name.clone(), survivors)
+            (name.to_string(), survivors)
         };
         CrashSpec {
             disks: self.disks.iter().enumerate().map(named).collect(),

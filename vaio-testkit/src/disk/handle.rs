@@ -122,7 +122,7 @@ impl Handle {
     ) -> u64 {
         let Shared { sim, name, .. } = &*self.disk.0;
         let entry = state.journal.begin(LowerIo {
-            host: self.host.name().to_owned(),
+            host: Arc::clone(self.host.shared_name()),
             op: io.op.kind(),
             extent: io.op.extent(),
             is_fua: io.op.is_fua(),
@@ -132,7 +132,7 @@ impl Handle {
             fate: Fate::InFlight,
             data: written(&io.op).filter(|_| sim.trace().is_on()),
         });
-        sim.note(Some(&self.host), "submit", entry, || name.clone());
+        sim.note(Some(&self.host), "submit", entry, || name.to_string());
         // What is asked is a part of what happened: two runs that ask for other blocks are not equal.
         let extent = io.op.extent();
         let place = extent.offset() ^ extent.len().rotate_left(32);
@@ -179,7 +179,7 @@ fn finish(disk: &SimDisk, op: &Op, started: &Started) -> Option<Result<Reply>> {
         state.journal.returned(flying.entry, data);
     }
     let kind = if result.is_ok() { "done" } else { "failed" };
-    let name = || shared.name.clone();
+    let name = || shared.name.to_string();
     shared
         .sim
         .note(Some(&flying.host), kind, flying.entry, name);

@@ -245,7 +245,8 @@ impl Image {
         if count == 1 {
             return self.block(block);
         }
-        let mut out = BytesMut::new();
+        let bytes = usize::try_from(count * u64::from(self.block_bytes));
+        let mut out = BytesMut::with_capacity(bytes.expect("what is read fits in memory"));
         for block in block..block + count {
             out.extend_from_slice(&self.block(block));
         }

@@ -1,6 +1,6 @@
 //! [`Journal`]: what a disk was asked and what became of it, for timelines.
 
-use std::{collections::VecDeque, fmt};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
 use bytes::Bytes;
 use vaio_core::{Extent, Instant, OpKind};
@@ -47,7 +47,7 @@ impl fmt::Display for Fate {
 #[derive(Clone, Debug)]
 pub struct LowerIo {
     /// Process that asked.
-    pub host: String,
+    pub host: Arc<str>,
     /// What.
     pub op: OpKind,
     /// Where; empty for a flush.

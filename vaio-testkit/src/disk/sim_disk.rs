@@ -67,7 +67,7 @@ impl Moments {
 pub struct SimDisk(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     pub(super) sim: Sim,
     pub(super) moments: Moments,
     pub(super) events: Arc<EventNames>,
@@ -106,17 +106,18 @@ type EventNames = [String; OpKind::COUNT];
 /// Disks whose names are remembered: worlds come and go, and their disks are called the same.
 const NAMES_KEPT_MAX: usize = 32;
 
-fn event_names(disk: &str) -> Arc<EventNames> {
+fn event_names(disk: &str) -> (Arc<str>, Arc<EventNames>) {
     thread_local! {
-        static KNOWN: RefCell<Vec<(String, Arc<EventNames>)>> = const { RefCell::new(Vec::new()) };
+        static KNOWN: RefCell<Vec<(Arc<str>, Arc<EventNames>)>> = const { RefCell::new(Vec::new()) };
     }
     KNOWN.with_borrow_mut(|known| {
-        if let Some((_, names)) = known.iter().find(|(name, _)| name == disk) {
-            return Arc::clone(names);
+        if let Some(names) = known.iter().find(|(name, _)| **name == *disk) {
+            return names.clone();
         }
         let names = Arc::new(OpKind::ALL.map(|op| format!("{disk}.{op}")));
+        let names = (Arc::from(disk), names);
         known.truncate(NAMES_KEPT_MAX - 1);
-        known.push((disk.to_owned(), Arc::clone(&names)));
+        known.push(names.clone());
         names
     })
 }
@@ -137,11 +138,12 @@ impl SimDisk {
             owner: None,
             is_shared: false,
         };
+        let events = event_names(name);
         Self(Arc::new(Shared {
-            name: name.to_owned(),
+            name: Arc::clone(&events.0),
             sim: sim.clone(),
             moments: moments.clone(),
-            events: event_names(name),
+            events: Arc::clone(&events.1),
             state: Mutex::new(state),
             quiet: Notify::default(),
         }))
@@ -162,6 +164,11 @@ impl SimDisk {
 
     /// Its name.
     pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Its name, to be kept.
+    pub(crate) fn shared_name(&self) -> &Arc<str> {
         &self.0.name
     }
 

@@ -155,10 +155,8 @@ impl Rig {
 
     /// Names of the disks, in order.
     pub fn names(&self) -> Vec<Arc<str>> {
-        self.disks
-            .iter()
-            .map(|disk| Arc::from(disk.name()))
-            .collect()
+        let names = self.disks.iter().map(SimDisk::shared_name);
+        names.cloned().collect()
     }
 
     /// The world.
@@ -177,7 +175,7 @@ impl RigSnapshot {
 
     /// What a crash at this moment may leave.
     pub fn crash_point(&self, names: &[Arc<str>]) -> CrashPoint {
-        CrashPoint::new(names.iter().map(|name| &**name).zip(&self.disks))
+        CrashPoint::new(names.iter().cloned().zip(&self.disks))
     }
 }
 

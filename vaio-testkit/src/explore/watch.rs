@@ -253,14 +253,18 @@ impl Inner {
                     self.work.states += known.states;
                     continue;
                 }
-                let left = Left::Images(point.images(&case));
-                let state = self.state(left, sidecar.clone(), case.hash);
-                let checked = state
-                    .clone()
-                    .check_knowing(&self.lab, &mut self.seen.recoveries);
+                let scale = self.scale;
+                let state = || State {
+                    left: Left::Images(point.images(&case)),
+                    sidecar: sidecar.clone(),
+                    oracle: crashed.clone(),
+                    scale,
+                    variant: case.hash,
+                };
+                let checked = state().check_knowing(&self.lab, &mut self.seen.recoveries);
                 let (states, recovered) = checked.map_err(|broken| {
                     let mut found = self.found(broken, CrashKind::Power, Some(point.spec(&case)));
-                    found.last.state = Some(state);
+                    found.last.state = Some(state());
                     found
                 })?;
                 self.work.states += states;

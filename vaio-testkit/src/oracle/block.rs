@@ -153,6 +153,14 @@ impl Block {
         std::iter::once(version.value).chain(others.iter().copied())
     }
 
+    /// The value that it shows whatever happens, where nothing else can be legal.
+    pub(super) fn only_value(&self) -> Option<Value> {
+        match &self.versions[..] {
+            [only] if self.alternatives.is_empty() => Some(only.value),
+            _ => None,
+        }
+    }
+
     pub(super) fn may_be(&self, version: &Version, value: Value) -> bool {
         self.values(version).any(|candidate| candidate == value)
     }

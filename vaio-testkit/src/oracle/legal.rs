@@ -168,7 +168,8 @@ impl Block {
     /// What a crash now may leave.
     pub(super) fn legal(&self) -> LegalSet {
         let out = self.ruled_out();
-        let mut values: Vec<Value> = Vec::new();
+        let mut values: Vec<Value> =
+            Vec::with_capacity(self.versions.len() + self.alternatives.len());
         for (index, version) in self.versions.iter().enumerate() {
             if out[index] || version.kind == Kind::Read {
                 continue;

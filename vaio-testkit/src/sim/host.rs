@@ -143,7 +143,7 @@ impl Host {
         self.0.index
     }
 
-    pub(super) fn shared_name(&self) -> &Arc<str> {
+    pub(crate) fn shared_name(&self) -> &Arc<str> {
         &self.0.name
     }
 }

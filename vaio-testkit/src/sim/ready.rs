@@ -25,6 +25,8 @@ pub enum Schedule {
 
 /// How far a woken task may overtake.
 const PLACES_MAX: usize = 63;
+/// Tasks of a small world.
+const TASKS_USUAL: usize = 16;
 const PCT_CLASSES: u32 = 16;
 const PCT_WINDOW: u32 = 1_000;
 const PCT_TURNS: u32 = 100;
@@ -54,8 +56,8 @@ pub(super) struct Pct {
 impl Ready {
     pub(super) fn new(schedule: Schedule) -> Self {
         match schedule {
-            Schedule::Fifo => Self::Fifo(VecDeque::new()),
-            Schedule::Random => Self::Random(VecDeque::new()),
+            Schedule::Fifo => Self::Fifo(VecDeque::with_capacity(TASKS_USUAL)),
+            Schedule::Random => Self::Random(VecDeque::with_capacity(TASKS_USUAL)),
             Schedule::Pct { depth } => Self::Pct(Box::new(Pct {
                 depth,
                 queue: BTreeSet::new(),

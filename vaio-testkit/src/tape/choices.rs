@@ -205,7 +205,9 @@ fn parse_line(line: &str) -> Result<(Key, u32), String> {
 
 /// What survives the text form.
 pub(super) fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.trim() == name && !name.contains(['\n', '\r'])
+    !name.is_empty()
+        && name.trim() == name
+        && !name.bytes().any(|byte| matches!(byte, b'\n' | b'\r'))
 }
 
 #[cfg(test)]

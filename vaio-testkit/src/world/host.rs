@@ -96,7 +96,7 @@ impl Local {
 pub fn lose_power(sim: &Sim, disks: &[SimDisk]) {
     let names: Vec<Arc<str>> = disks.iter().map(|disk| Arc::from(disk.name())).collect();
     let snapshots: Vec<Snapshot> = disks.iter().map(SimDisk::snapshot).collect();
-    let point = CrashPoint::new(names.iter().map(|name| &**name).zip(&snapshots));
+    let point = CrashPoint::new(names.into_iter().zip(&snapshots));
     let tape = sim.tape();
     let mut choose = |n| tape.choose(n, Family::Crash, "keep");
     let mut cases = point.cases(&[Tier::Random(1)], &mut choose, &mut |_| true);
