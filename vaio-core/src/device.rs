@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 
-use crate::{AllocationMap, Extent, Io, OpKind, Reply, Result};
+use crate::{AllocationMap, BoxFuture, Extent, Io, OpKind, Reply, Result};
 
 /// How well a disk does an operation that it may also have to imitate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -264,18 +264,26 @@ pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
     async fn allocation(&self, range: Extent) -> Result<AllocationMap>;
 }
 
-#[async_trait]
+/// Costs nothing: the device's own futures are passed on, in no box of their own.
 #[deny(clippy::missing_trait_methods)]
 impl<T: BlockDevice + ?Sized> BlockDevice for Arc<T> {
     fn info(&self) -> DeviceInfo {
         (**self).info()
     }
 
-    async fn submit(&self, io: Io) -> Result<Reply> {
-        (**self).submit(io).await
+    fn submit<'a, 'f>(&'a self, io: Io) -> BoxFuture<'f, Result<Reply>>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        (**self).submit(io)
     }
 
-    async fn allocation(&self, range: Extent) -> Result<AllocationMap> {
-        (**self).allocation(range).await
+    fn allocation<'a, 'f>(&'a self, range: Extent) -> BoxFuture<'f, Result<AllocationMap>>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        (**self).allocation(range)
     }
 }
