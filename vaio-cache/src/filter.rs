@@ -91,7 +91,7 @@ impl Filter for CacheFilter {
 
     fn state(&self) -> FilterState {
         let cache = &self.0;
-        let state = FilterState::dirty(cache.dirty(Level::BackingDurable).bytes());
+        let state = FilterState::dirty(cache.dirty_bytes(Level::BackingDurable));
         if cache.log().is_failed() {
             return state.with_problem("the cache device failed; writes go through");
         }

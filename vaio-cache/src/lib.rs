@@ -57,6 +57,7 @@ mod scan;
 mod segments;
 mod settings;
 mod superblock;
+mod table;
 mod write;
 
 pub use factory::{CacheFactory, NAME};

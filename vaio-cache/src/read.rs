@@ -90,6 +90,16 @@ impl Cache {
         Ok(Reply::Data(data.freeze()))
     }
 
+    /// Keeps a segment, whatever is in it (V2).
+    pub(crate) fn pin_segment(&self, log: &mut Log, segment: u32) -> Taken<'_> {
+        log.pin_segment(segment);
+        Taken {
+            cache: self,
+            parts: Vec::new(),
+            segments: vec![segment],
+        }
+    }
+
     /// Looks where stretches are, and keeps them there (V2).
     pub(crate) fn take(&self, log: &mut Log, found: &[Found]) -> Taken<'_> {
         let parts = parts_of(log, found);

@@ -158,7 +158,7 @@ impl Log {
         // L3.
         self.unflushed.insert(at, bytes.clone());
         self.unflushed_bytes += bytes.len() as u64;
-        self.records.push_back(Record {
+        self.recent.push_back(Record {
             header,
             at,
             bytes: bytes.clone(),
