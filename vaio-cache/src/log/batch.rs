@@ -32,6 +32,13 @@ pub(crate) struct Batch {
 impl Log {
     /// The end of the next batch, if there is one now.
     pub(crate) fn batch_end(&mut self, how: Destage) -> Option<u64> {
+        let end = self.next_end(how)?;
+        // P2: also before it is made durable.
+        self.unfolded_to = self.unfolded_to.max(end);
+        Some(end)
+    }
+
+    fn next_end(&mut self, how: Destage) -> Option<u64> {
         let first = self.ready().next()?.header.cut;
         let limit = self.held.unwrap_or(u64::MAX);
         if first == self.order.cut() {
@@ -69,16 +76,17 @@ impl Log {
     }
 
     /// The batch that ends at `end` (B1).
-    pub(crate) fn batch(&mut self, end: u64) -> Batch {
-        // P2.
-        self.unfolded_to = self.unfolded_to.max(end);
+    pub(crate) fn batch(&self, end: u64) -> Batch {
         let mut map = Map::new(self.geometry);
+        let mut reached = self.destaged;
         let records = self.ready();
         for record in records.take_while(|record| record.header.end() <= end) {
+            reached = record.header.end();
             for piece in pieces_of(&record.header, record.at, &self.geometry) {
                 map.put(piece);
             }
         }
+        assert_eq!(reached, end, "P2: nothing of a batch is folded");
         Batch {
             from: self.destaged,
             end,
