@@ -162,7 +162,7 @@ impl Shard {
 }
 
 /// Fibonacci hashing: neighbours spread, and the high bits are the good ones.
-fn hash(unit: u32) -> u64 {
+pub(crate) fn hash(unit: u32) -> u64 {
     u64::from(unit).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
@@ -171,7 +171,7 @@ fn shard_of(hash: u64) -> usize {
 }
 
 /// The first place to look at, of `len`: the hash as a fraction.
-fn home(hash: u64, len: usize) -> usize {
+pub(crate) fn home(hash: u64, len: usize) -> usize {
     narrow(((hash >> 32) * len as u64) >> 32)
 }
 

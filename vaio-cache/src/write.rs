@@ -19,7 +19,7 @@ use crate::{
     log::{Step, Waiting, WriteRecord, ZEROES_BLOCKS_MAX, entry_blocks_max},
     pace::slow_down,
     record::{self, Entry, Kind},
-    settings::Durability,
+    settings::{Durability, Mode},
 };
 
 /// How often a record is written, in place, before the device counts as failed.
@@ -50,10 +50,20 @@ impl Cache {
         content: Content,
         next: Next<'_>,
     ) -> Result<Reply> {
+        // X1.
+        let change = self.store.change(self.device.geometry().span(extent));
         loop {
             let pass = self.passage.enter().await;
             if self.is_bypassed() {
-                return self.write_below(io, extent, &content, next).await;
+                let reply = self.write_below(io, extent, &content, next).await?;
+                if let Content::Data(data) = &content {
+                    match self.settings.mode {
+                        Mode::WriteThrough => change.keep(data, false),
+                        Mode::ReadOnly => change.keep(data, true),
+                        Mode::WriteBack | Mode::WriteAround => {}
+                    }
+                }
+                return Ok(reply);
             }
             self.slow_down().await;
             let begun = self.cx.rt().now();
