@@ -2,13 +2,14 @@
 //!
 //! There is no writer task. A write that finds room for a record in flight composes the next one
 //! from all that waits, its own write among them or behind them, and writes it; the others wait
-//! for their seq. The framework never drops an IO inside a filter that holds data, so the writer
+//! for their seq. Where the last record had several writes, a write first lets others come: one
+//! record for what the guest has sent together. The framework never drops an IO inside a filter that holds data, so the writer
 //! of a record always comes back.
 //!
 //! * W1: a write is answered when it is published (L2), and durable where that was asked for.
 //! * W2: a write that is given up does not change anything after its answer.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{future::poll_fn, sync::atomic::Ordering::Relaxed, task::Poll};
 
 use bytes::Bytes;
 use vaio_core::{Error, Extent, Io, Next, Reply, Result, RuntimeExt, Severity};
@@ -31,6 +32,19 @@ pub(crate) enum Content {
     Data(Bytes),
     Zeroes,
     Discard,
+}
+
+/// Lets whoever else is ready go first.
+async fn yield_once() {
+    let mut is_second = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut is_second, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Why a write is not in the log.
@@ -117,6 +131,9 @@ impl Cache {
             let first = ends.next().expect("an IO is not empty");
             (first - 1, ends.last().unwrap_or(first))
         };
+        if self.log().has_company() {
+            yield_once().await;
+        }
         self.drive(first, end).await?;
         if self.cx.rt().buggify("cache.destage") {
             self.kick();

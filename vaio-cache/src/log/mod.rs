@@ -96,6 +96,8 @@ pub(crate) struct Log {
     /// What is before this is in a batch, or was: it is not folded (P2).
     unfolded_to: u64,
     in_flight: usize,
+    /// Writes in the record that was composed last.
+    last_entries: usize,
     /// Failed flushes so far: what was written before one of them is not to be relied on.
     trust: u64,
     order: Order,
@@ -160,6 +162,7 @@ impl Log {
             recent: VecDeque::new(),
             unfolded_to: start.destaged_seq,
             in_flight: 0,
+            last_entries: 0,
             trust: 0,
             order: Order::new(cut, start.limits.cut_bytes_max),
             segments,

@@ -44,6 +44,16 @@ fn enqueue(log: &mut Log, start: u64, count: u64, byte: u8) -> u64 {
     })
 }
 
+fn zeroes(start: u64) -> Waiting {
+    let span = Span { start, count: 1 };
+    let kind = Kind::Zeroes;
+    Waiting {
+        entry: Entry { span, kind },
+        data: Bytes::new(),
+        sums: Vec::new(),
+    }
+}
+
 fn compose(log: &mut Log, end: u64) -> WriteRecord {
     match log.step(end, Instant::default()) {
         Step::Write(write) => write,
@@ -96,6 +106,10 @@ fn record_is_published_after_those_before_it() {
     let mut log = log();
     let first = enqueue(&mut log, 0, 1, 1);
     let early = compose(&mut log, first);
+    // As many as are worth a record of their own.
+    for _ in 0..15 {
+        log.enqueue(zeroes(9));
+    }
     let second = enqueue(&mut log, 0, 1, 2);
     let late = compose(&mut log, second);
     log.written(late.seq);
@@ -290,4 +304,18 @@ fn records_that_are_being_destaged_are_not_folded() {
     let folded = log.to_unfold(Destage::Ordered).expect("the other two");
     log.unfold(&folded, headers[..2].to_vec());
     assert_eq!(log.batch_end(Destage::Ordered), Some(7));
+}
+
+#[test]
+fn few_writes_wait_for_the_record_in_flight_and_many_do_not() {
+    let mut log = log();
+    let end = enqueue(&mut log, 0, 1, 1);
+    assert!(!log.has_company());
+    compose(&mut log, end);
+    for block in 1..16 {
+        let last = enqueue(&mut log, block, 1, 2);
+        assert_eq!(log.step(last, Instant::default()), Step::Wait);
+    }
+    let last = enqueue(&mut log, 16, 1, 2);
+    compose(&mut log, last);
 }

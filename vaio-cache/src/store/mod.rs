@@ -14,6 +14,8 @@
 mod fill;
 mod index;
 mod policy;
+#[cfg(test)]
+mod ratio;
 mod shelf;
 mod stream;
 
