@@ -100,6 +100,15 @@ impl Cache {
         self.destage_to(to).await
     }
 
+    /// Asks for everything that is answered by now, soon.
+    pub(crate) fn drain_soon(&self) {
+        let to = self.log().published();
+        let mut demand = self.demand();
+        demand.to = demand.to.max(to);
+        drop(demand);
+        self.wanted.notify_all();
+    }
+
     /// Asks for a batch soon.
     pub(crate) fn kick(&self) {
         self.demand().is_kicked = true;

@@ -219,7 +219,7 @@ impl DirtySource for Source {
         let is_write_through = policy == DirtyPolicy::WriteThrough;
         self.0.is_write_through.store(is_write_through, Relaxed);
         if is_write_through {
-            self.0.kick();
+            self.0.drain_soon();
         }
         Ok(())
     }

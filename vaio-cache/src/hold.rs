@@ -57,6 +57,9 @@ impl Hold {
 impl Cache {
     /// Brings the backing to a point and holds it there.
     pub(crate) async fn hold(self: &Arc<Self>, until: Instant) -> Result<Arc<dyn HeldPoint>> {
+        if self.is_bypassed() {
+            return Err(no_hold());
+        }
         let held = {
             // H1.
             let Some(point) = self.log().hold() else {
@@ -74,10 +77,7 @@ impl Cache {
         // Failed or cancelled here, `held` is dropped and lets go.
         self.destage_to(held.point).await?;
         if self.is_bypassed() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "the cache holds no writes now, so it cannot hold the backing; quiesce the disk",
-            ));
+            return Err(no_hold());
         }
         let (state, cache) = (Arc::clone(&held.state), Arc::clone(self));
         let sleep = self.cx.rt().sleep_until(until);
@@ -112,6 +112,11 @@ impl Cache {
         self.wanted.notify_all();
         true
     }
+}
+
+fn no_hold() -> Error {
+    let text = "the cache holds no writes now, so it cannot hold the backing; quiesce the disk";
+    Error::new(ErrorKind::Unsupported, text)
 }
 
 /// The handle on a hold. Dropping it lets go.

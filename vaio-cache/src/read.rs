@@ -94,13 +94,37 @@ impl Cache {
     pub(crate) async fn read(&self, io: Io, extent: Extent, next: Next<'_>) -> Result<Reply> {
         let span = self.device.geometry().span(extent);
         let (taken, token) = self.look(span, io.origin);
-        let Some(taken) = taken else {
-            let reply = next.submit(io).await?;
-            if let (Some(token), Reply::Data(data)) = (token, &reply) {
-                self.store.offer(token, vec![(span, data.clone())]);
-            }
-            return Ok(reply);
+        let read = match &taken {
+            None => next.submit(io).await.map(|reply| {
+                let data = reply.into_data();
+                let fresh = vec![(span, data.clone())];
+                (data, fresh)
+            }),
+            Some(taken) => self.gather_parts(taken, extent, next).await,
         };
+        // A permission ends with its read, however that ends.
+        match (read, token) {
+            (Ok((data, fresh)), Some(token)) => {
+                self.store.offer(token, fresh);
+                Ok(Reply::Data(data))
+            }
+            (Ok((data, _)), None) => Ok(Reply::Data(data)),
+            (Err(error), token) => {
+                if let Some(token) = token {
+                    self.store.give_back(token);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A read's content, and what of it came from below.
+    async fn gather_parts(
+        &self,
+        taken: &Taken<'_>,
+        extent: Extent,
+        next: Next<'_>,
+    ) -> Result<(Bytes, Vec<(Span, Bytes)>)> {
         let mut data = BytesMut::with_capacity(index(extent.len()));
         let mut fresh = Vec::new();
         let mut rest = &taken.parts[..];
@@ -118,10 +142,7 @@ impl Cache {
                 _ => rest = self.append_run(rest, &mut data).await?,
             }
         }
-        if let Some(token) = token {
-            self.store.offer(token, fresh);
-        }
-        Ok(Reply::Data(data.freeze()))
+        Ok((data.freeze(), fresh))
     }
 
     /// Where a read's blocks are, kept there (V2); `None`: all below. And permission to keep what

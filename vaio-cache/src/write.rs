@@ -149,6 +149,8 @@ impl Cache {
         }
         // The last look before the answer: a policy that was set is in force for it.
         if self.is_write_through.load(Relaxed) {
+            // H2.
+            self.let_go();
             self.destage_to(end).await.map_err(NotLogged::Error)?;
         }
         Ok(())
@@ -280,7 +282,7 @@ impl Cache {
         let written = self.write_in_place(record).await;
         let mut log = self.log();
         match written {
-            Ok(()) => log.written(record.seq),
+            Ok(()) => log.written(record.seq, record.trust),
             Err(_) => log.not_written(record.seq),
         }
         drop(log);

@@ -46,6 +46,9 @@ pub(crate) struct WriteRecord {
     pub(crate) seq: u64,
     pub(crate) at: At,
     pub(crate) bytes: Bytes,
+    /// Flushes that had failed when this write was handed out: one that fails later may lose it,
+    /// even where its end is seen after that.
+    pub(crate) trust: u64,
     /// Of the segment that this record is the first behind.
     pub(crate) footer: Option<(At, Bytes)>,
 }
@@ -153,7 +156,9 @@ impl Log {
         let batch: Vec<Waiting> = self.waiting.drain(..count).collect();
         let payload: u64 = batch.iter().map(|one| one.entry.payload()).sum();
         let seq = self.composed;
-        let bytes = self.geometry.bytes(payload);
+        // Zeroes weigh in a cut, too: it is moved as a whole.
+        let changed: u64 = batch.iter().map(|one| one.entry.span.count).sum();
+        let changed = self.geometry.bytes(changed);
         let (entries, sums): (Vec<Entry>, Vec<Vec<u32>>) = batch
             .iter()
             .map(|one| (one.entry, one.sums.clone()))
@@ -162,7 +167,7 @@ impl Log {
             epoch: self.current().epoch,
             seq,
             durable_seq: self.durable,
-            cut: self.order.place(seq, bytes, self.durable),
+            cut: self.order.place(seq, changed, self.durable),
             prev_crc: self.prev_crc,
             entries,
             sums: sums.concat(),
@@ -196,6 +201,7 @@ impl Log {
             seq,
             at,
             bytes,
+            trust: self.trust,
             footer,
         }
     }

@@ -193,6 +193,7 @@ impl Log {
         // A gap in the seqs, where an open began above what it found, is no record.
         log.published = seq;
         log.fold();
+        log.skip_gap();
         log
     }
 
@@ -276,9 +277,8 @@ impl Log {
         &mut self.recent[place]
     }
 
-    /// A write of the record ended well.
-    pub(crate) fn written(&mut self, seq: u64) {
-        let trust = self.trust;
+    /// A write of the record, handed out at `trust`, ended well.
+    pub(crate) fn written(&mut self, seq: u64, trust: u64) {
         let record = self.record_mut(seq);
         assert!(record.writers > 0, "a write that ended was counted");
         record.writers -= 1;
@@ -319,14 +319,30 @@ impl Log {
         }
     }
 
-    /// Records that a flush would not cover, each counted as being written again (L3, L4).
+    /// What a flush covers that begins now; `None`: something of it is to be written again first.
+    pub(crate) fn to_flush(&self) -> Option<u64> {
+        let (durable, published) = (self.durable, self.published);
+        let from = self
+            .recent
+            .partition_point(|one| one.header.end() <= durable);
+        let mut records = self
+            .recent
+            .range(from..)
+            .take_while(|one| one.header.end() <= published);
+        let is_believed = records.all(|one| one.written == Some(self.trust));
+        is_believed.then_some(published)
+    }
+
+    /// Published records that a flush would not cover, each counted as being written again (L3, L4).
+    /// What is not published may be given up yet, and no flush is to cover it.
     pub(crate) fn rewrites(&mut self) -> Vec<WriteRecord> {
-        let (trust, durable) = (self.trust, self.durable);
+        let (trust, durable, published) = (self.trust, self.durable, self.published);
         let from = self
             .recent
             .partition_point(|one| one.header.end() <= durable);
         self.recent
             .range_mut(from..)
+            .take_while(|one| one.header.end() <= published)
             .filter(|one| one.written.is_some_and(|then| then != trust))
             .map(|record| {
                 record.writers += 1;
@@ -334,6 +350,7 @@ impl Log {
                     seq: record.header.seq,
                     at: record.at,
                     bytes: record.bytes.clone(),
+                    trust,
                     footer: None,
                 }
             })
@@ -387,6 +404,14 @@ impl Log {
         self.epochs = epochs;
         self.published = self.published.max(seq);
         self.durable = self.durable.max(seq);
+        self.skip_gap();
+    }
+
+    /// Seqs that no record has, because what had them was given up, need no destaging.
+    fn skip_gap(&mut self) {
+        if self.ready().next().is_none() && self.folded.is_empty() {
+            self.destaged = self.destaged.max(self.published);
+        }
     }
 
     /// The oldest record, if it ends before `seq`.

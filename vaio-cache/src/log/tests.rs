@@ -10,6 +10,14 @@ fn geometry() -> Geometry {
 }
 
 fn log() -> Log {
+    log_from(start())
+}
+
+fn log_from(start: Start) -> Log {
+    Log::new(start, Instant::default())
+}
+
+fn start() -> Start {
     let epoch = Epoch {
         epoch: 1,
         nonce: 9,
@@ -17,7 +25,7 @@ fn log() -> Log {
         first_seq: 0,
         end_seq: OPEN,
     };
-    let start = Start {
+    Start {
         geometry: geometry(),
         limits: Limits {
             unflushed_bytes_max: 16 << 10,
@@ -27,8 +35,7 @@ fn log() -> Log {
         destaged_seq: 0,
         segments: Vec::new(),
         records: Vec::new(),
-    };
-    Log::new(start, Instant::default())
+    }
 }
 
 fn enqueue(log: &mut Log, start: u64, count: u64, byte: u8) -> u64 {
@@ -70,7 +77,7 @@ fn write(log: &mut Log, start: u64, byte: u8) -> u64 {
 fn write_header(log: &mut Log, start: u64, byte: u8) -> (Header, At) {
     let end = enqueue(log, start, 1, byte);
     let record = compose(log, end);
-    log.written(record.seq);
+    log.written(record.seq, record.trust);
     assert_eq!(log.step(end, Instant::default()), Step::Published);
     let decoded = Header::decode(&record.bytes, 9, 1, &geometry());
     (decoded.expect("it was just encoded").0, record.at)
@@ -96,7 +103,7 @@ fn writes_that_wait_share_a_record() {
     let record = compose(&mut log, second);
     assert_eq!(record.bytes.len(), 4 * 512);
     assert_eq!(log.step(first, Instant::default()), Step::Wait);
-    log.written(record.seq);
+    log.written(record.seq, record.trust);
     assert_eq!(log.step(first, Instant::default()), Step::Published);
     assert_eq!((byte_of(&log, 0), byte_of(&log, 6)), (Some(1), Some(2)));
 }
@@ -112,10 +119,10 @@ fn record_is_published_after_those_before_it() {
     }
     let second = enqueue(&mut log, 0, 1, 2);
     let late = compose(&mut log, second);
-    log.written(late.seq);
+    log.written(late.seq, late.trust);
     assert_eq!(log.step(second, Instant::default()), Step::Wait);
     assert_eq!(byte_of(&log, 0), None);
-    log.written(early.seq);
+    log.written(early.seq, early.trust);
     assert_eq!(log.step(second, Instant::default()), Step::Published);
     assert_eq!(byte_of(&log, 0), Some(2));
 }
@@ -130,11 +137,58 @@ fn flush_covers_what_was_written_since_the_last_failure() {
     assert_eq!(rewrites.len(), 1);
     assert_eq!(rewrites[0].seq, 0);
     assert!(!log.is_still(1), "L4");
-    log.written(0);
+    log.written(0, rewrites[0].trust);
     assert!(log.is_still(1) && log.rewrites().is_empty());
     log.made_durable(end);
     assert_eq!(log.durable(), end);
     assert_eq!(log.in_memory(At(0), 1), None);
+}
+
+#[test]
+fn write_whose_end_is_seen_after_a_failed_flush_is_written_again() {
+    let mut log = log();
+    let end = enqueue(&mut log, 0, 1, 1);
+    let record = compose(&mut log, end);
+    log.distrust();
+    log.written(record.seq, record.trust);
+    assert_eq!(log.published(), end);
+    assert_eq!(log.to_flush(), None, "the flush may have lost it");
+    let again = log.rewrites();
+    assert_eq!(again.len(), 1);
+    log.written(again[0].seq, again[0].trust);
+    assert_eq!(log.to_flush(), Some(end));
+}
+
+#[test]
+fn what_may_be_given_up_is_not_written_again() {
+    let mut log = log();
+    let first = enqueue(&mut log, 0, 1, 1);
+    let early = compose(&mut log, first);
+    for _ in 0..15 {
+        log.enqueue(zeroes(9));
+    }
+    let second = enqueue(&mut log, 0, 1, 2);
+    let late = compose(&mut log, second);
+    log.written(late.seq, late.trust);
+    log.distrust();
+    assert_eq!(log.rewrites(), [], "nothing is published");
+    log.not_written(early.seq);
+    log.drop_unpublished();
+    assert_eq!(log.to_flush(), Some(0));
+}
+
+#[test]
+fn seqs_that_were_given_up_need_no_destaging() {
+    let log = log_from(Start {
+        destaged_seq: 7,
+        epochs: vec![Epoch {
+            first_seq: 20,
+            ..start().epochs[0]
+        }],
+        ..start()
+    });
+    assert_eq!((log.published(), log.destaged()), (20, 20));
+    assert!(!log.has_batch());
 }
 
 #[test]
@@ -214,7 +268,7 @@ fn cancelled_write_uses_its_seq_and_changes_nothing() {
     assert!(log.cancel(first - 1, first));
     let second = enqueue(&mut log, 1, 1, 2);
     let record = compose(&mut log, second);
-    log.written(record.seq);
+    log.written(record.seq, record.trust);
     assert_eq!((byte_of(&log, 0), byte_of(&log, 1)), (None, Some(2)));
     assert!(!log.cancel(first - 1, first), "it is in a record");
 }

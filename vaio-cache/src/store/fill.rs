@@ -12,7 +12,7 @@ use vaio_core::{Result, Severity};
 use super::{
     Job, Store, lock,
     policy::Queue,
-    shelf::{Leaving, Room},
+    shelf::{Leaving, Room, Token},
 };
 use crate::{
     cache::Cache,
@@ -74,26 +74,17 @@ impl Store {
 impl Cache {
     async fn fill(&self, job: Job) -> Result<()> {
         let [small, main] = self.store.admit(&job);
-        let mut written = Vec::new();
-        let mut filled = self.write_units(Queue::Small, &small, &mut written).await;
+        let mut filled = self.write_units(Queue::Small, &small, job.token).await;
         if filled.is_ok() {
-            filled = self.write_units(Queue::Main, &main, &mut written).await;
+            filled = self.write_units(Queue::Main, &main, job.token).await;
         }
-        lock(&self.store.shelf).publish(job.token, &written);
-        if !written.is_empty() {
-            self.cx.rt().probe("cache.fill");
-        }
+        lock(&self.store.shelf).give_back(job.token);
         filled
     }
 
-    /// Writes units to places of a queue, and notes unit, place and sum of each. Fewer, if there is
-    /// no room.
-    async fn write_units(
-        &self,
-        queue: Queue,
-        units: &[Unit],
-        written: &mut Vec<(u32, u32, u32)>,
-    ) -> Result<()> {
+    /// Writes units to places of a queue. Fewer, if there is no room. What is written is found
+    /// before anything else is: a region that is full may be the next one to go.
+    async fn write_units(&self, queue: Queue, units: &[Unit], token: Token) -> Result<()> {
         let mut rest = units;
         while !rest.is_empty() {
             self.make_room().await?;
@@ -104,7 +95,10 @@ impl Cache {
             let (now, later) = rest.split_at(room.count as usize);
             self.write_room(room, now).await?;
             let places = now.iter().zip(room.place..);
-            written.extend(places.map(|((unit, data), place)| (*unit, place, crc(data))));
+            let written = places.map(|((unit, data), place)| (*unit, place, crc(data)));
+            let written: Vec<_> = written.collect();
+            lock(&self.store.shelf).publish(token, &written);
+            self.cx.rt().probe("cache.fill");
             rest = later;
         }
         Ok(())

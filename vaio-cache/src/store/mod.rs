@@ -134,6 +134,11 @@ impl Store {
         lock(&self.shelf).permit(span)
     }
 
+    /// Ends a permission that is not used.
+    pub(crate) fn give_back(&self, token: Token) {
+        lock(&self.shelf).give_back(token);
+    }
+
     /// What was read below: kept if it may be (X2, X4).
     pub(crate) fn offer(&self, token: Token, parts: Vec<(Span, Bytes)>) {
         let mut units = Vec::new();
@@ -142,7 +147,8 @@ impl Store {
         }
         let bytes = units.iter().map(|(_, data)| data.len() as u64).sum();
         let mut queue = lock(&self.queue);
-        if units.is_empty() || queue.bytes + bytes > QUEUE_BYTES_MAX {
+        let is_filling = self.is_filling.load(Relaxed);
+        if !is_filling || units.is_empty() || queue.bytes + bytes > QUEUE_BYTES_MAX {
             drop(queue);
             lock(&self.shelf).give_back(token);
             return;

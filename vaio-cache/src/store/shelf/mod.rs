@@ -98,7 +98,8 @@ pub(crate) struct Shelf {
     main: VecDeque<u32>,
     open: [Option<u32>; 2],
     tokens: Vec<(u64, Span)>,
-    changes: Vec<(u64, Span)>,
+    /// And whether another one was on its way meanwhile: who wrote last is not known here.
+    changes: Vec<(u64, Span, bool)>,
     next_id: u64,
 }
 
@@ -168,7 +169,7 @@ impl Shelf {
 
     /// Permission to fill a stretch (B3).
     pub(crate) fn permit(&mut self, span: Span) -> Option<Token> {
-        let is_changing = self.changes.iter().any(|(_, one)| overlap(*one, span));
+        let is_changing = self.changes.iter().any(|(_, one, _)| overlap(*one, span));
         if is_changing || self.tokens.len() >= TOKENS_MAX {
             return None;
         }
@@ -187,17 +188,24 @@ impl Shelf {
     /// there.
     pub(crate) fn begin_change(&mut self, span: Span) -> (ChangeId, Vec<u32>) {
         let id = self.id();
-        self.changes.push((id, span));
+        let mut is_void = false;
+        for (_, one, is_its) in &mut self.changes {
+            if overlap(*one, span) {
+                (is_void, *is_its) = (true, true);
+            }
+        }
+        self.changes.push((id, span, is_void));
         self.tokens.retain(|(_, one)| !overlap(*one, span));
         (ChangeId(id), self.drop_units(span))
     }
 
     /// A write has ended. With a stretch, permission to fill it with what was written.
     pub(crate) fn end_change(&mut self, id: ChangeId, fill: Option<Span>) -> Option<Token> {
-        let place = self.changes.iter().position(|(one, _)| *one == id.0);
-        self.changes
+        let place = self.changes.iter().position(|(one, ..)| *one == id.0);
+        let (.., is_void) = self
+            .changes
             .swap_remove(place.expect("a change that ends has begun"));
-        self.permit(fill?)
+        self.permit(fill.filter(|_| !is_void)?)
     }
 
     /// Takes the units that a stretch touches off the shelf; gives those that were there.
@@ -259,7 +267,7 @@ impl Shelf {
 
     /// Content was written to places: found from now on, if the permission is still good (B1).
     pub(crate) fn publish(&mut self, token: Token, written: &[(u32, u32, u32)]) {
-        if !self.give_back(token) {
+        if !self.tokens.iter().any(|(id, _)| *id == token.0) {
             return;
         }
         for (unit, place, crc) in written {

@@ -30,6 +30,7 @@ fn put(shelf: &mut Shelf, queue: Queue, unit: u32) -> u32 {
     let room = shelf.take(queue, 1).expect("room");
     shelf.publish(token, &[(unit, room.place, unit * 10)]);
     shelf.unpin(room.region);
+    shelf.give_back(token);
     room.place
 }
 
@@ -68,12 +69,34 @@ fn write_drops_what_it_touches_and_voids_permissions() {
 }
 
 #[test]
-fn what_was_written_is_kept_unless_another_write_is_on_its_way() {
+fn what_was_written_is_kept_unless_another_write_was_on_its_way() {
     let mut shelf = shelf(4);
     let (one, _) = shelf.begin_change(span(3, 1));
     let (other, _) = shelf.begin_change(span(3, 1));
+    // Whichever ends last: which of them wrote last is not known.
     assert_eq!(shelf.end_change(one, Some(span(3, 1))), None);
-    assert!(shelf.end_change(other, Some(span(3, 1))).is_some());
+    assert_eq!(shelf.end_change(other, Some(span(3, 1))), None);
+    let (alone, _) = shelf.begin_change(span(3, 1));
+    assert!(shelf.end_change(alone, Some(span(3, 1))).is_some());
+}
+
+#[test]
+fn region_that_goes_within_a_fill_leaves_nothing_behind() {
+    let mut shelf = shelf(4);
+    let token = shelf.permit(span(1, 9)).expect("nothing is on its way");
+    for unit in 1..=8 {
+        while shelf.is_full() {
+            let leaving = shelf.leave().expect("a full region");
+            shelf.left(&leaving);
+        }
+        let room = shelf.take(Queue::Small, 1).expect("room was made");
+        shelf.publish(token, &[(unit, room.place, 10)]);
+        shelf.unpin(room.region);
+    }
+    let found: Vec<_> = (1..=8).filter_map(|unit| shelf.find(unit)).collect();
+    let places: std::collections::BTreeSet<_> = found.iter().map(|hit| hit.at).collect();
+    assert_eq!(places.len(), found.len(), "no place is two units'");
+    assert_eq!(found.len() as u64, shelf.units());
 }
 
 #[test]
