@@ -115,7 +115,12 @@ async fn held(consent: &Consent<'_>, device: &CacheDevice, superblock: &Superblo
         let geometry = &superblock.geometry;
         return Ok(geometry.bytes(geometry.blocks()));
     }
-    let destaged = destaged_of(consent.cx, superblock).await;
+    // The sidecar's note is of this disk's own device: another's epochs may have the same numbers.
+    let destaged = if is_own(consent.cx, superblock).await {
+        destaged_of(consent.cx, superblock).await
+    } else {
+        superblock.destaged_seq
+    };
     let epochs = &superblock.epochs;
     let lost = lost::behind(device, epochs, epochs[0].segment, destaged, u64::MAX).await?;
     Ok(lost.bytes)
@@ -173,8 +178,7 @@ async fn begin(device: &CacheDevice, superblock: &Superblock) -> Result<()> {
 
 /// O4.
 async fn check_identity(cx: &AttachContext, superblock: &Superblock) -> Result<()> {
-    let id = cx.sidecar().get(IDENTITY).await;
-    if id.and_then(|id| id.get_u64(0)) != Some(superblock.identity) {
+    if !is_own(cx, superblock).await {
         return Err(damage(
             "the cache device belongs to another disk, or to an earlier attachment; find the \
              right device",
@@ -187,6 +191,12 @@ async fn check_identity(cx: &AttachContext, superblock: &Superblock) -> Result<(
         ));
     }
     Ok(())
+}
+
+/// Whether it is the log that the sidecar knows.
+async fn is_own(cx: &AttachContext, superblock: &Superblock) -> bool {
+    let id = cx.sidecar().get(IDENTITY).await;
+    id.and_then(|id| id.get_u64(0)) == Some(superblock.identity)
 }
 
 fn check_geometry(geometry: &Geometry, superblock: &Superblock) -> Result<()> {
