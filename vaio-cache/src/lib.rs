@@ -43,6 +43,7 @@ mod flush;
 mod footer;
 mod geometry;
 mod hold;
+pub mod inspect;
 mod log;
 mod map;
 mod order;

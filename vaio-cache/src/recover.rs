@@ -48,12 +48,12 @@ pub(crate) struct Opened {
 }
 
 /// One epoch of a log, as it was found.
-#[derive(Debug, Default)]
-struct Scanned {
-    records: Vec<(Header, At)>,
-    segments: Vec<Live>,
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scanned {
+    pub(crate) records: Vec<(Header, At)>,
+    pub(crate) segments: Vec<Live>,
     /// The first seq that is not there.
-    end_seq: u64,
+    pub(crate) end_seq: u64,
     /// Where the ring goes on.
     next_segment: u32,
 }
@@ -183,7 +183,7 @@ async fn take_over(
             // Nothing of it is needed, so nothing of it need be there.
             continue;
         }
-        let scanned = scan(device, one, destaged).await?;
+        let scanned = judge(device, one, walk(device, one).await?, destaged).await?;
         if one.segment != next_segment && !segments.is_empty() {
             return Err(damage("the segments of the log do not follow each other"));
         }
@@ -259,8 +259,8 @@ pub(crate) async fn note_clean(cx: &AttachContext) -> Result<()> {
         .await
 }
 
-/// Reads one epoch up to its end (O1).
-async fn scan(device: &CacheDevice, epoch: &Epoch, destaged: u64) -> Result<Scanned> {
+/// Reads the headers of one epoch as far as they follow each other.
+pub(crate) async fn walk(device: &CacheDevice, epoch: &Epoch) -> Result<Scanned> {
     let geometry = device.geometry();
     let mut scanned = Scanned {
         end_seq: epoch.first_seq,
@@ -287,14 +287,27 @@ async fn scan(device: &CacheDevice, epoch: &Epoch, destaged: u64) -> Result<Scan
         scanned.records.extend(found);
         scanned.next_segment = geometry.after(segment);
     }
-    if epoch.end_seq != OPEN {
-        // Found and flushed by the open that ended it.
-        if scanned.end_seq != epoch.end_seq {
-            return Err(missing(scanned.end_seq));
-        }
-        return Ok(scanned);
+    Ok(scanned)
+}
+
+/// Whether what [`walk`] found is the whole epoch; cuts it off at its end (O1).
+///
+/// # Errors
+/// Something that was durable is missing.
+pub(crate) async fn judge(
+    device: &CacheDevice,
+    epoch: &Epoch,
+    scanned: Scanned,
+    destaged: u64,
+) -> Result<Scanned> {
+    if epoch.end_seq == OPEN {
+        return end_of_log(device, epoch, scanned, destaged).await;
     }
-    end_of_log(device, epoch, scanned, destaged).await
+    // Found and flushed by the open that ended it.
+    if scanned.end_seq != epoch.end_seq {
+        return Err(missing(scanned.end_seq));
+    }
+    Ok(scanned)
 }
 
 /// The headers of one segment, from its first record on, as far as they are valid.

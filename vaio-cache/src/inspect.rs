@@ -1,0 +1,474 @@
+//! The inspector: what is on a cache device, for people and for tools. It only reads.
+//!
+//! It walks the log with the same code as an open ([`recover`](crate::recover)), so that it
+//! cannot see something else; but it goes on where an open would refuse, and says why that would.
+//!
+//! * I1: nothing is written, no lock is taken. Of a device that someone writes meanwhile it shows
+//!   some moment's view of each part; it may then report an end or damage that is none.
+//! * I2: any input ends in a report or an error. Memory is bounded by what verifies on the device
+//!   and by [`RECORDS_LISTED_MAX`].
+
+mod extents;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use vaio_core::{BlockDevice, BlockDeviceExt, Error, Extent, Result};
+
+use crate::{
+    device::CacheDevice,
+    footer,
+    geometry::{At, Geometry, Span},
+    record::{Header, Kind},
+    recover::{self, Scanned},
+    superblock::{Epoch, OPEN, Superblock},
+};
+use extents::Extents;
+
+/// Most records that a report lists; more are counted.
+pub const RECORDS_LISTED_MAX: usize = 1 << 20;
+/// Largest superblock in bytes; the second one lies behind the first.
+const SUPERBLOCK_BYTES_MAX: u64 = 64 << 10;
+/// Smallest superblock in bytes.
+const SUPERBLOCK_BYTES_MIN: u64 = 512;
+
+/// How much of the device is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Depth {
+    /// Superblocks, footers and headers; payload only where an open would look at it.
+    #[default]
+    Headers,
+    /// Every payload too: finds bit rot that a read or the destager would meet. Records are listed.
+    Payloads,
+}
+
+/// What is at a superblock's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Zeroes: never written.
+    Empty,
+    /// Something that does not verify, or of another version.
+    Invalid,
+    /// A superblock with this generation. The higher one counts.
+    Valid {
+        /// Its generation.
+        generation: u64,
+    },
+}
+
+/// A superblock's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SuperblockPlace {
+    /// Byte offset on the device.
+    pub offset: u64,
+    /// What is there.
+    pub verdict: Verdict,
+}
+
+/// The records of one open of the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EpochView {
+    /// Number of the open.
+    pub epoch: u64,
+    /// Seq of the first record that is still kept.
+    pub first_seq: u64,
+    /// The first seq after it as the superblock says; `None` for the epoch that was written last.
+    pub end_seq: Option<u64>,
+    /// The first seq that is not there.
+    pub found_end_seq: u64,
+    /// Records found.
+    pub records: u64,
+}
+
+/// A segment that holds records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SegmentView {
+    /// Its place in the ring.
+    pub segment: u32,
+    /// Byte offset on the device.
+    pub offset: u64,
+    /// Whose records it holds.
+    pub epoch: u64,
+    /// Seq of its first record.
+    pub first_seq: u64,
+    /// The first seq after its records.
+    pub end_seq: u64,
+    /// Its records.
+    pub records: u64,
+    /// It has a valid footer: it was filled, and nothing more goes into it.
+    pub is_sealed: bool,
+    /// Something in it is not on the backing yet.
+    pub is_dirty: bool,
+}
+
+/// A record of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecordView {
+    /// Byte offset of its header on the device.
+    pub offset: u64,
+    /// The open that wrote it.
+    pub epoch: u64,
+    /// Seq of its first write.
+    pub seq: u64,
+    /// The first seq after it.
+    pub end_seq: u64,
+    /// Everything before this was durable when it was composed.
+    pub durable_seq: u64,
+    /// Its cut: the backing shows the records of one cut together.
+    pub cut: u64,
+    /// Bytes of payload.
+    pub payload_bytes: u64,
+    /// What it changes on the disk, in order; data and zeroes.
+    pub extents: Vec<Extent>,
+    /// Whether every payload sum verifies; `None`: not looked at.
+    pub is_payload_valid: Option<bool>,
+    /// It is not on the backing yet, as far as the device knows.
+    pub is_dirty: bool,
+}
+
+/// Where the log is not what it should be, and an open refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Damage {
+    /// What is wrong, with the seq, and what to do.
+    pub text: String,
+    /// Bytes of writes behind it that were found, and that an open which gives up what is damaged
+    /// would lose. What is missing itself is not in it: no one knows how much it was.
+    pub lost_bytes: u64,
+}
+
+/// What is on a cache device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// Bytes of the device.
+    pub capacity: u64,
+    /// The two places, in their order.
+    pub superblocks: Vec<SuperblockPlace>,
+    /// The log; `None`: no superblock is valid.
+    pub log: Option<LogView>,
+}
+
+/// A log that a superblock describes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogView {
+    /// Random; the disk's sidecar has the same.
+    pub identity: u64,
+    /// Ownership epoch of the disk at the last open.
+    pub owner: u64,
+    /// Generation of the superblock that counts.
+    pub generation: u64,
+    /// Everything before this seq is on the backing, durably.
+    pub destaged_seq: u64,
+    /// Bytes of a logical block of the disk.
+    pub logical_block: u32,
+    /// Bytes of a unit, a header, a segment and a footer.
+    pub sizes: crate::Sizes,
+    /// Segments in the ring.
+    pub segment_count: u32,
+    /// Opens whose records may be there, oldest first.
+    pub epochs: Vec<EpochView>,
+    /// Segments that hold records, oldest first.
+    pub segments: Vec<SegmentView>,
+    /// The first seq that is not in the log.
+    pub end_seq: u64,
+    /// Everything before this seq was durable, as the records know.
+    pub durable_seq: u64,
+    /// Byte offset of the first place that does not continue the log; `None`: there is no record.
+    pub end_offset: Option<u64>,
+    /// Records found, listed or not.
+    pub record_count: u64,
+    /// The records, oldest first, with [`Depth::Payloads`]; at most [`RECORDS_LISTED_MAX`].
+    pub records: Vec<RecordView>,
+    /// Records with payload that does not verify, with [`Depth::Payloads`].
+    pub bad_payloads: u64,
+    /// What the backing lacks: disjoint, in the order of offsets.
+    pub dirty: Vec<Extent>,
+    /// Bytes of `dirty`.
+    pub dirty_bytes: u64,
+    /// Why an open would refuse; `None`: it would not, as far as the device can tell.
+    pub damage: Option<Damage>,
+}
+
+/// Reads a cache device and says what is on it.
+///
+/// Cancel-safe: it only reads.
+///
+/// # Errors
+/// Those of reading the device. Whatever is *on* it is no error but part of the report.
+pub async fn inspect(device: Arc<dyn BlockDevice>, depth: Depth) -> Result<Inspection> {
+    let capacity = device.info().capacity;
+    let (superblocks, found) = superblocks(&*device).await?;
+    let log = match found {
+        None => None,
+        Some(superblock) => Some(log_of(device, superblock, depth).await?),
+    };
+    Ok(Inspection {
+        capacity,
+        superblocks,
+        log,
+    })
+}
+
+/// The two places, and the superblock that counts.
+async fn superblocks(
+    device: &dyn BlockDevice,
+) -> Result<(Vec<SuperblockPlace>, Option<Superblock>)> {
+    let block = u64::from(device.info().logical_block);
+    let capacity = device.info().capacity / block * block;
+    let front = device
+        .read(0, capacity.min(2 * SUPERBLOCK_BYTES_MAX))
+        .await?;
+    let at = |offset: u64| front.get(crate::geometry::index(offset)..);
+    let first = at(0).and_then(Superblock::decode);
+    // The second lies behind a header of a size that the first tells, or else the second itself.
+    let of_size = |bytes: u64| {
+        let found = at(bytes).and_then(Superblock::decode)?;
+        (found.geometry.header_bytes() as u64 == bytes).then_some((bytes, found))
+    };
+    let second = match &first {
+        Some(first) => of_size(first.geometry.header_bytes() as u64),
+        None => {
+            let places = SUPERBLOCK_BYTES_MIN..=SUPERBLOCK_BYTES_MAX;
+            let step = crate::geometry::index(SUPERBLOCK_BYTES_MIN);
+            places.step_by(step).find_map(of_size)
+        }
+    };
+    let default = u64::from(crate::Sizes::default().header_bytes);
+    let header = match (&first, &second) {
+        (Some(one), _) | (None, Some((_, one))) => one.geometry.header_bytes() as u64,
+        (None, None) => default,
+    };
+    let second = second.map(|(_, found)| found);
+    let place = |offset: u64, found: Option<&Superblock>| SuperblockPlace {
+        offset,
+        verdict: match found {
+            Some(found) => Verdict::Valid {
+                generation: found.generation,
+            },
+            None if is_empty(at(offset), header) => Verdict::Empty,
+            None => Verdict::Invalid,
+        },
+    };
+    let places = vec![place(0, first.as_ref()), place(header, second.as_ref())];
+    Ok((places, Superblock::newer(first, second)))
+}
+
+fn is_empty(bytes: Option<&[u8]>, len: u64) -> bool {
+    let bytes = bytes.unwrap_or_default();
+    let len = bytes.len().min(crate::geometry::index(len));
+    bytes[..len].iter().all(|byte| *byte == 0)
+}
+
+async fn log_of(
+    device: Arc<dyn BlockDevice>,
+    superblock: Superblock,
+    depth: Depth,
+) -> Result<LogView> {
+    let geometry = superblock.geometry;
+    let capacity = device.info().capacity;
+    let mut view = empty(&superblock);
+    let wanted = geometry.bytes(geometry.blocks());
+    if wanted > capacity {
+        view.damage = Some(Damage {
+            text: format!(
+                "the device is shorter than its log, capacity={capacity} needed={wanted}; find \
+                 the whole device"
+            ),
+            lost_bytes: 0,
+        });
+        return Ok(view);
+    }
+    let device = match CacheDevice::new(device, geometry) {
+        Ok(device) => device,
+        Err(error) => {
+            view.damage = Some(Damage {
+                text: error.to_line(),
+                lost_bytes: 0,
+            });
+            return Ok(view);
+        }
+    };
+    let mut walk = Walk {
+        device,
+        destaged: superblock.destaged_seq,
+        depth,
+        dirty: Extents::default(),
+        view,
+    };
+    for epoch in &superblock.epochs {
+        walk.epoch(epoch).await?;
+    }
+    let Walk {
+        mut view, dirty, ..
+    } = walk;
+    view.dirty = dirty.iter().map(|span| geometry.extent(span)).collect();
+    view.dirty_bytes = view.dirty.iter().map(|one| one.len()).sum();
+    Ok(view)
+}
+
+fn empty(superblock: &Superblock) -> LogView {
+    let geometry = &superblock.geometry;
+    let bytes = |blocks: u32| {
+        u32::try_from(geometry.bytes(blocks.into())).expect("validated: at most 1 GiB")
+    };
+    LogView {
+        identity: superblock.identity,
+        owner: superblock.owner,
+        generation: superblock.generation,
+        destaged_seq: superblock.destaged_seq,
+        logical_block: geometry.block,
+        sizes: crate::Sizes::new(
+            bytes(geometry.unit),
+            bytes(geometry.header),
+            bytes(geometry.segment),
+            bytes(geometry.footer),
+        ),
+        segment_count: geometry.segments,
+        epochs: Vec::new(),
+        segments: Vec::new(),
+        end_seq: superblock.destaged_seq,
+        durable_seq: superblock.destaged_seq,
+        end_offset: None,
+        record_count: 0,
+        records: Vec::new(),
+        bad_payloads: 0,
+        dirty: Vec::new(),
+        dirty_bytes: 0,
+        damage: None,
+    }
+}
+
+/// The way through the log.
+struct Walk {
+    device: CacheDevice,
+    destaged: u64,
+    depth: Depth,
+    dirty: Extents,
+    view: LogView,
+}
+
+impl Walk {
+    async fn epoch(&mut self, epoch: &Epoch) -> Result<()> {
+        let walked = recover::walk(&self.device, epoch).await?;
+        let is_needed = epoch.end_seq > self.destaged;
+        let judged = if is_needed {
+            recover::judge(&self.device, epoch, walked.clone(), self.destaged).await
+        } else {
+            Ok(walked.clone())
+        };
+        // What lies behind the end is no part of the log; what lies behind damage is shown.
+        let scanned = match judged {
+            Ok(scanned) => scanned,
+            Err(error) => {
+                self.damaged(&error, &walked);
+                walked
+            }
+        };
+        self.view.epochs.push(EpochView {
+            epoch: epoch.epoch,
+            first_seq: epoch.first_seq,
+            end_seq: (epoch.end_seq != OPEN).then_some(epoch.end_seq),
+            found_end_seq: scanned.end_seq,
+            records: scanned.records.len() as u64,
+        });
+        self.segments(&scanned, epoch).await?;
+        for (header, at) in &scanned.records {
+            self.record(header, *at).await?;
+        }
+        self.view.end_seq = self.view.end_seq.max(scanned.end_seq);
+        Ok(())
+    }
+
+    fn damaged(&mut self, error: &Error, walked: &Scanned) {
+        let geometry = *self.device.geometry();
+        let headers = walked.records.iter().map(|(header, _)| header);
+        let behind = headers.filter(|header| header.seq >= self.destaged);
+        let lost_bytes = behind.map(|header| geometry.bytes(header.payload())).sum();
+        self.view.damage.get_or_insert(Damage {
+            text: error.to_line(),
+            lost_bytes,
+        });
+    }
+
+    async fn segments(&mut self, scanned: &Scanned, epoch: &Epoch) -> Result<()> {
+        let geometry = *self.device.geometry();
+        let ends = scanned.segments.iter().skip(1).map(|next| next.first_seq);
+        let ends: Vec<u64> = ends.chain([scanned.end_seq]).collect();
+        for (live, end_seq) in scanned.segments.iter().zip(ends) {
+            let at = geometry.footer_at(live.segment);
+            let bytes = self.device.read(at, geometry.footer.into()).await?;
+            let footer = footer::decode(&bytes, epoch.nonce, epoch.epoch, &geometry);
+            let before = |seq| {
+                let records = &scanned.records;
+                records.partition_point(|(header, _)| header.seq < seq) as u64
+            };
+            self.view.segments.push(SegmentView {
+                segment: live.segment,
+                offset: geometry.offset(geometry.segment_at(live.segment)),
+                epoch: live.epoch,
+                first_seq: live.first_seq,
+                end_seq,
+                records: before(end_seq) - before(live.first_seq),
+                is_sealed: footer.is_some_and(|headers| {
+                    let first = headers.first().map(|(header, _)| header.seq);
+                    first == Some(live.first_seq)
+                }),
+                is_dirty: end_seq > self.destaged,
+            });
+        }
+        Ok(())
+    }
+
+    async fn record(&mut self, header: &Header, at: At) -> Result<()> {
+        let geometry = *self.device.geometry();
+        let is_dirty = header.end() > self.destaged;
+        let entries = header.entries.iter().filter(|one| one.kind != Kind::Void);
+        let spans: Vec<Span> = entries.map(|one| one.span).collect();
+        if is_dirty {
+            spans.iter().for_each(|span| self.dirty.insert(*span));
+        }
+        let payload = at.plus(geometry.header.into());
+        let view = &mut self.view;
+        view.record_count += 1;
+        view.durable_seq = view.durable_seq.max(header.durable_seq);
+        view.end_offset = Some(geometry.offset(payload.plus(header.payload())));
+        if self.depth == Depth::Headers {
+            return Ok(());
+        }
+        let is_payload_valid = match header.payload() {
+            0 => true,
+            blocks => {
+                let bytes = self.device.read(payload, blocks).await?;
+                header.is_payload(&bytes, &geometry)
+            }
+        };
+        view.bad_payloads += u64::from(!is_payload_valid);
+        if view.records.len() < RECORDS_LISTED_MAX {
+            view.records.push(RecordView {
+                offset: geometry.offset(at),
+                epoch: header.epoch,
+                seq: header.seq,
+                end_seq: header.end(),
+                durable_seq: header.durable_seq,
+                cut: header.cut,
+                payload_bytes: geometry.bytes(header.payload()),
+                extents: spans
+                    .into_iter()
+                    .map(|span| geometry.extent(span))
+                    .collect(),
+                is_payload_valid: Some(is_payload_valid),
+                is_dirty,
+            });
+        }
+        Ok(())
+    }
+}
