@@ -12,8 +12,8 @@ use std::sync::{
 use vaio_core::{AttachContext, Notice, Severity, sync, sync::Notify};
 
 use crate::{
-    bypass::Below, destage::Demand, device::CacheDevice, hold::Hold, log::Log, passage::Passage,
-    settings::CacheSettings,
+    bypass::Below, destage::Demand, device::CacheDevice, hold::Hold, log::Log, pace::Guest,
+    passage::Passage, settings::CacheSettings,
 };
 
 #[derive(Debug)]
@@ -36,6 +36,11 @@ pub(crate) struct Cache {
     /// The dirty policy: a write is destaged before its answer.
     pub(crate) is_write_through: AtomicBool,
     demand: Mutex<Demand>,
+    guest: Mutex<Guest>,
+    /// A batch is on its way to the backing.
+    pub(crate) is_destaging: AtomicBool,
+    /// The log has no room: said once, until there is some again.
+    pub(crate) is_full: AtomicBool,
     /// Something may be there to destage, or is asked for.
     pub(crate) wanted: Notify,
     /// A batch ended.
@@ -65,6 +70,9 @@ impl Cache {
             below: Below::default(),
             is_write_through: AtomicBool::new(false),
             demand: Mutex::default(),
+            guest: Mutex::default(),
+            is_destaging: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
             wanted: Notify::default(),
             ended: Notify::default(),
             hold: Hold::default(),
@@ -77,6 +85,11 @@ impl Cache {
 
     pub(crate) fn demand(&self) -> MutexGuard<'_, Demand> {
         self.demand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the guest's writes take.
+    pub(crate) fn guest(&self) -> MutexGuard<'_, Guest> {
+        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_bypassed(&self) -> bool {

@@ -10,7 +10,11 @@
 //! * E5: relaxed, the sidecar says "torn between a and b" while a batch is on its way, because the
 //!   backing alone is no crash image then.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::{Either, join_all, select};
@@ -20,7 +24,7 @@ use crate::{
     cache::Cache,
     log::{Batch, Destage},
     map::{Found, Source},
-    pace::{Load, wait},
+    pace::{Load, make_way, wait},
 };
 
 /// IOs of the destager at the same time; the filter's reserved slots.
@@ -143,9 +147,9 @@ impl Cache {
 
     fn pressure(&self) -> Load {
         let now = self.cx.rt().now();
-        let (dirty_bytes, oldest) = {
+        let (dirty_bytes, oldest, segments) = {
             let log = self.log();
-            (log.dirty_bytes(), log.oldest_from(0))
+            (log.dirty_bytes(), log.oldest_from(0), log.segments_used())
         };
         let is_awaited = self.is_awaited();
         let demand = self.demand();
@@ -155,6 +159,7 @@ impl Cache {
             is_awaited,
             last_bytes: demand.last_bytes,
             since_last: now.since(demand.last_begun),
+            segments,
         }
     }
 
@@ -198,6 +203,7 @@ impl Cache {
         }
         self.still(end).await;
         self.log().set_destaged(end);
+        self.is_full.store(false, Relaxed);
         self.moved_on();
         self.cx.rt().probe("cache.destaged");
         Ok(bytes)
@@ -209,12 +215,34 @@ impl Cache {
         let runs = runs(&batch.moves, RUN_BYTES_MAX / geometry.bytes(1));
         let mut moved = 0;
         for together in runs.chunks(DEPTH.into()) {
+            let begun = self.cx.rt().now();
+            let before = moved;
+            self.is_destaging.store(true, Relaxed);
             let writes = together.iter().map(|run| self.move_run(*run));
-            for written in join_all(writes).await {
+            let written = join_all(writes).await;
+            self.is_destaging.store(false, Relaxed);
+            for written in written {
                 moved += written?;
+            }
+            if together.len() == usize::from(DEPTH) {
+                let took = self.cx.rt().now().since(begun);
+                self.make_way(moved - before, took).await;
             }
         }
         Ok(moved)
+    }
+
+    /// Leaves the backing and the cache device to the guest for a while, if it suffers.
+    async fn make_way(&self, bytes: u64, took: Duration) {
+        let guest = *self.guest();
+        let pause = make_way(guest, bytes, took, &self.settings);
+        if pause.is_zero() || self.is_awaited() {
+            return;
+        }
+        self.cx.rt().probe("cache.make_way");
+        // Whoever waits for the batch, or for this step of it, is not kept waiting (T1).
+        let (awaited, draining) = (pin!(self.awaited()), pin!(self.cx.draining()));
+        select(self.cx.rt().sleep(pause), select(awaited, draining)).await;
     }
 
     async fn move_run(&self, run: Run<'_>) -> Result<u64> {

@@ -118,7 +118,7 @@ impl FilterFactory for CacheFactory {
             // What went past the log before is durable before anything is destaged over it.
             cx.lower().flush().await?;
         }
-        let opened = recover::open(&cx, &device, limits).await?;
+        let opened = recover::open(&cx, &device, limits, settings.discard_dirty).await?;
         let log = Log::new(opened.start, cx.rt().now());
         let is_write_back = settings.mode == Mode::WriteBack;
         let identity = (opened.identity, opened.generation);

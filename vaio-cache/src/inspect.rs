@@ -1,7 +1,7 @@
 //! The inspector: what is on a cache device, for people and for tools. It only reads.
 //!
-//! It walks the log with the same code as an open ([`recover`](crate::recover)), so that it
-//! cannot see something else; but it goes on where an open would refuse, and says why that would.
+//! It walks the log with the same code as an open ([`scan`](crate::scan)), so that it cannot see
+//! something else; but where an open would refuse it says so, and what would be lost.
 //!
 //! * I1: nothing is written, no lock is taken. Of a device that someone writes meanwhile it shows
 //!   some moment's view of each part; it may then report an end or damage that is none.
@@ -20,8 +20,10 @@ use crate::{
     device::CacheDevice,
     footer,
     geometry::{At, Geometry, Span},
+    lost,
     record::{Header, Kind},
-    recover::{self, Scanned},
+    recover,
+    scan::{Scanned, scan},
     superblock::{Epoch, OPEN, Superblock},
 };
 use extents::Extents;
@@ -139,8 +141,8 @@ pub struct RecordView {
 pub struct Damage {
     /// What is wrong, with the seq, and what to do.
     pub text: String,
-    /// Bytes of writes behind it that were found, and that an open which gives up what is damaged
-    /// would lose. What is missing itself is not in it: no one knows how much it was.
+    /// What an open would lose at most if it went on: the setting `discard_dirty` that allows it,
+    /// where the disk is not smaller. 0: not known.
     pub lost_bytes: u64,
 }
 
@@ -301,11 +303,15 @@ async fn log_of(
         device,
         destaged: superblock.destaged_seq,
         depth,
+        next_segment: None,
         dirty: Extents::default(),
         view,
     };
-    for epoch in &superblock.epochs {
-        walk.epoch(epoch).await?;
+    for number in 0..superblock.epochs.len() {
+        walk.epoch(&superblock.epochs[number..]).await?;
+        if walk.view.damage.is_some() {
+            break;
+        }
     }
     let Walk {
         mut view, dirty, ..
@@ -352,27 +358,31 @@ struct Walk {
     device: CacheDevice,
     destaged: u64,
     depth: Depth,
+    /// Where the ring goes on behind what is needed.
+    next_segment: Option<u32>,
     dirty: Extents,
     view: LogView,
 }
 
 impl Walk {
-    async fn epoch(&mut self, epoch: &Epoch) -> Result<()> {
-        let walked = recover::walk(&self.device, epoch).await?;
+    /// The first of these epochs; the others are looked at if it is damaged.
+    async fn epoch(&mut self, epochs: &[Epoch]) -> Result<()> {
+        let epoch = &epochs[0];
+        let scanned = scan(&self.device, epoch, self.destaged).await?;
+        // What is all on the backing need not be there.
         let is_needed = epoch.end_seq > self.destaged;
-        let judged = if is_needed {
-            recover::judge(&self.device, epoch, walked.clone(), self.destaged).await
-        } else {
-            Ok(walked.clone())
-        };
-        // What lies behind the end is no part of the log; what lies behind damage is shown.
-        let scanned = match judged {
-            Ok(scanned) => scanned,
-            Err(error) => {
-                self.damaged(&error, &walked);
-                walked
-            }
-        };
+        let follows = self.next_segment.is_none_or(|next| next == epoch.segment);
+        if is_needed && (scanned.is_cut || !follows) {
+            let why = if follows {
+                recover::missing(scanned.end_seq)
+            } else {
+                recover::unconnected()
+            };
+            self.damaged(&why, epochs, &scanned).await?;
+        }
+        if is_needed && !scanned.segments.is_empty() {
+            self.next_segment = Some(scanned.next_segment);
+        }
         self.view.epochs.push(EpochView {
             epoch: epoch.epoch,
             first_seq: epoch.first_seq,
@@ -388,15 +398,16 @@ impl Walk {
         Ok(())
     }
 
-    fn damaged(&mut self, error: &Error, walked: &Scanned) {
-        let geometry = *self.device.geometry();
-        let headers = walked.records.iter().map(|(header, _)| header);
-        let behind = headers.filter(|header| header.seq >= self.destaged);
-        let lost_bytes = behind.map(|header| geometry.bytes(header.payload())).sum();
-        self.view.damage.get_or_insert(Damage {
-            text: error.to_line(),
-            lost_bytes,
+    async fn damaged(&mut self, why: &Error, epochs: &[Epoch], scanned: &Scanned) -> Result<()> {
+        let last = scanned.segments.last();
+        let from = last.map_or(epochs[0].segment, |last| last.segment);
+        let end = scanned.end_seq.max(self.destaged);
+        let lost = lost::behind(&self.device, epochs, from, end, u64::MAX).await?;
+        self.view.damage = Some(Damage {
+            text: why.to_line(),
+            lost_bytes: lost.bytes.max(1),
         });
+        Ok(())
     }
 
     async fn segments(&mut self, scanned: &Scanned, epoch: &Epoch) -> Result<()> {

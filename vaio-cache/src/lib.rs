@@ -23,7 +23,8 @@
 //! # Where to start
 //! `filter.rs` is the table of operations. The state of the log is pure: `log`, with `order` (what
 //! may be shown together), `segments` (the ring), `map` (what is where). `write`, `read`, `flush`,
-//! `destage`, `bypass`, `hold` and `dirty` act on it. `recover` opens it after whatever happened;
+//! `destage`, `bypass`, `hold` and `dirty` act on it. `recover` opens it after whatever happened
+//! (`scan` reads it, `lost` counts what an open would give up);
 //! `superblock`, `record`, `footer` and `checksum` are the format, which `docs/spec/cache-format.md`
 //! describes.
 //!
@@ -45,6 +46,7 @@ mod geometry;
 mod hold;
 pub mod inspect;
 mod log;
+mod lost;
 mod map;
 mod order;
 mod pace;
@@ -52,6 +54,7 @@ mod passage;
 mod read;
 mod record;
 mod recover;
+mod scan;
 mod segments;
 mod settings;
 mod superblock;

@@ -9,6 +9,7 @@
 //!   found or destaged; its records go into a segment of their own.
 //! * O4: a log that was not there when the disk was opened last is refused: it is an old copy. So
 //!   is one of another disk.
+//!   Where the setting `discard_dirty` allows it, what would be lost is given up instead (`lost`).
 //! * O5: nothing is destaged here: IO is served at once, and the log holds what it held.
 
 use bytes::Bytes;
@@ -17,10 +18,11 @@ use vaio_core::{AttachContext, Error, ErrorKind, OpenReason, Result};
 use crate::{
     bytes_at::Get,
     device::CacheDevice,
-    footer,
     geometry::{At, Geometry},
     log::{Limits, Start},
+    lost::{self, Consent},
     record::Header,
+    scan::{Scanned, scan},
     segments::Live,
     superblock::{EPOCHS_MAX, Epoch, OPEN, Superblock},
 };
@@ -33,9 +35,6 @@ const CLEAN: &str = "clean";
 /// device could not be written any more.
 const DESTAGED: &str = "destaged";
 
-/// Segments that are looked at behind the end of the log: more than what can be on its way at once.
-const BEHIND_SEGMENTS_MAX: u32 = 5;
-
 /// What an open found.
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -47,45 +46,79 @@ pub(crate) struct Opened {
     pub(crate) is_crowded: bool,
 }
 
-/// One epoch of a log, as it was found.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Scanned {
-    pub(crate) records: Vec<(Header, At)>,
-    pub(crate) segments: Vec<Live>,
-    /// The first seq that is not there.
-    pub(crate) end_seq: u64,
-    /// Where the ring goes on.
-    next_segment: u32,
-}
-
 /// Opens the log, or makes one.
 pub(crate) async fn open(
     cx: &AttachContext,
     device: &CacheDevice,
     limits: Limits,
+    discard_dirty: u64,
 ) -> Result<Opened> {
+    let consent = Consent {
+        cx,
+        bytes: discard_dirty,
+    };
     let found = device.read_superblock().await?;
     if cx.reason() == OpenReason::Attach {
+        if let Some(found) = &found {
+            check_unused(&consent, device, found).await?;
+        }
         return format(cx, device, limits, found.as_ref()).await;
     }
     let Some(superblock) = found else {
-        if cx.reason() == OpenReason::Clean && cx.sidecar().get(CLEAN).await.is_some() {
-            return format(cx, device, limits, None).await;
+        if cx.reason() != OpenReason::Clean || cx.sidecar().get(CLEAN).await.is_none() {
+            let why = damage(
+                "the cache device has no log, and it held writes that the backing lacks: find the \
+                 right device",
+            );
+            consent.give_up(consent.whole_disk(), why)?;
         }
-        return Err(damage(
-            "the cache device has no log; it held writes that the backing lacks: find the right \
-             device",
-        ));
+        return format(cx, device, limits, None).await;
     };
-    check_identity(cx, device.geometry(), &superblock).await?;
+    check_geometry(device.geometry(), &superblock)?;
+    if let Err(why) = check_identity(cx, &superblock).await {
+        // What this disk's own device held is not known, and what is on this one goes too.
+        let there = held(&consent, device, &superblock).await?;
+        consent.give_up(consent.whole_disk().saturating_add(there), why)?;
+        return format(cx, device, limits, Some(&superblock)).await;
+    }
     // O2.
     device.flush().await?;
-    let opened = take_over(cx, device, limits, superblock).await?;
+    let opened = take_over(&consent, device, limits, superblock).await?;
     if cx.sidecar().get(CLEAN).await.is_some() {
         cx.sidecar().commit(&[(CLEAN, None)]).await?;
     }
     cx.rt().probe("cache.recovered");
     Ok(opened)
+}
+
+/// Refuses a device that holds writes of another disk, or of an earlier attachment.
+async fn check_unused(
+    consent: &Consent<'_>,
+    device: &CacheDevice,
+    superblock: &Superblock,
+) -> Result<()> {
+    let lost = held(consent, device, superblock).await?;
+    if lost == 0 {
+        return Ok(());
+    }
+    let why = damage(
+        "the cache device holds writes of another disk, or of an earlier attachment, that its \
+         backing lacks: give this disk a device of its own",
+    );
+    consent.give_up(lost, why)
+}
+
+/// What the log on a device holds that the backing of its own disk lacks, at most.
+async fn held(consent: &Consent<'_>, device: &CacheDevice, superblock: &Superblock) -> Result<u64> {
+    if superblock.geometry != *device.geometry() {
+        // It is not looked into: all of it counts.
+        let geometry = &superblock.geometry;
+        return Ok(geometry.bytes(geometry.blocks()));
+    }
+    let destaged = destaged_of(consent.cx, superblock).await;
+    let epochs = &superblock.epochs;
+    let lost = lost::behind(device, epochs, epochs[0].segment, destaged, u64::MAX).await?;
+    Ok(lost.bytes)
 }
 
 /// Makes an empty log. What an earlier one left is of an older epoch and another nonce.
@@ -139,11 +172,7 @@ async fn begin(device: &CacheDevice, superblock: &Superblock) -> Result<()> {
 }
 
 /// O4.
-async fn check_identity(
-    cx: &AttachContext,
-    geometry: &Geometry,
-    superblock: &Superblock,
-) -> Result<()> {
+async fn check_identity(cx: &AttachContext, superblock: &Superblock) -> Result<()> {
     let id = cx.sidecar().get(IDENTITY).await;
     if id.and_then(|id| id.get_u64(0)) != Some(superblock.identity) {
         return Err(damage(
@@ -157,6 +186,10 @@ async fn check_identity(
              cache, or find the device that was used last",
         ));
     }
+    Ok(())
+}
+
+fn check_geometry(geometry: &Geometry, superblock: &Superblock) -> Result<()> {
     if superblock.geometry != *geometry {
         return Err(Error::config(
             "the cache device holds a log of another geometry; open it with the settings and the \
@@ -167,53 +200,50 @@ async fn check_identity(
 }
 
 async fn take_over(
-    cx: &AttachContext,
+    consent: &Consent<'_>,
     device: &CacheDevice,
     limits: Limits,
     superblock: Superblock,
 ) -> Result<Opened> {
+    let cx = consent.cx;
     let destaged = destaged_of(cx, &superblock).await;
-    let mut epochs = Vec::new();
-    let mut segments: Vec<Live> = Vec::new();
-    let mut records = Vec::new();
-    let mut end = destaged;
-    let mut next_segment = superblock.epochs[0].segment;
-    for one in &superblock.epochs {
+    let mut walk = Walk::new(&superblock, destaged);
+    for (number, one) in superblock.epochs.iter().enumerate() {
         if one.end_seq <= destaged {
             // Nothing of it is needed, so nothing of it need be there.
             continue;
         }
-        let scanned = judge(device, one, walk(device, one).await?, destaged).await?;
-        if one.segment != next_segment && !segments.is_empty() {
-            return Err(damage("the segments of the log do not follow each other"));
+        let scanned = scan(device, one, destaged).await?;
+        let mut hole = scanned.is_cut.then(|| missing(scanned.end_seq));
+        if one.segment != walk.next_segment && !walk.segments.is_empty() {
+            hole = Some(unconnected());
+        } else {
+            walk.take(one, scanned);
         }
-        next_segment = scanned.next_segment;
-        end = end.max(scanned.end_seq);
-        let is_live = scanned.end_seq > destaged && scanned.end_seq > one.first_seq;
-        if is_live || !segments.is_empty() {
-            segments.extend(scanned.segments);
+        if let Some(why) = hole {
+            // K3: what comes before stays.
+            let rest = &superblock.epochs[number..];
+            let from = walk.next_segment.checked_sub(1);
+            let from = from.unwrap_or(device.geometry().segments - 1);
+            let disk = consent.whole_disk();
+            let lost = lost::behind(device, rest, from, walk.end, disk).await?;
+            consent.give_up(lost.bytes, why)?;
+            walk.end = lost.end_seq;
+            break;
         }
-        if is_live {
-            epochs.push(Epoch {
-                end_seq: scanned.end_seq,
-                ..*one
-            });
-        }
-        let live = scanned.records.into_iter();
-        records.extend(live.filter(|(header, _)| header.end() > destaged));
     }
-    epochs.push(Epoch {
+    walk.epochs.push(Epoch {
         epoch: superblock.current().epoch + 1,
         nonce: cx.rt().entropy(),
-        segment: next_segment,
-        first_seq: end,
+        segment: walk.next_segment,
+        first_seq: walk.end,
         end_seq: OPEN,
     });
     let superblock = Superblock {
         generation: superblock.generation + 1,
         owner: cx.epoch(),
         destaged_seq: destaged,
-        epochs,
+        epochs: walk.epochs,
         ..superblock
     };
     begin(device, &superblock).await?;
@@ -226,10 +256,54 @@ async fn take_over(
             limits,
             epochs: superblock.epochs,
             destaged_seq: destaged,
-            segments,
-            records,
+            segments: walk.segments,
+            records: walk.records,
         },
     })
+}
+
+/// What was found of the epochs so far.
+#[derive(Debug)]
+struct Walk {
+    destaged: u64,
+    epochs: Vec<Epoch>,
+    segments: Vec<Live>,
+    records: Vec<(Header, At)>,
+    /// The first seq after it.
+    end: u64,
+    next_segment: u32,
+}
+
+impl Walk {
+    fn new(superblock: &Superblock, destaged: u64) -> Self {
+        Self {
+            destaged,
+            epochs: Vec::new(),
+            segments: Vec::new(),
+            records: Vec::new(),
+            end: destaged,
+            next_segment: superblock.epochs[0].segment,
+        }
+    }
+
+    fn take(&mut self, epoch: &Epoch, scanned: Scanned) {
+        self.next_segment = scanned.next_segment;
+        self.end = self.end.max(scanned.end_seq);
+        let is_live = scanned.end_seq > self.destaged && scanned.end_seq > epoch.first_seq;
+        if is_live || !self.segments.is_empty() {
+            self.segments.extend(scanned.segments);
+        }
+        if is_live {
+            self.epochs.push(Epoch {
+                end_seq: scanned.end_seq,
+                ..*epoch
+            });
+        }
+        let live = scanned.records.into_iter();
+        let destaged = self.destaged;
+        self.records
+            .extend(live.filter(|(header, _)| header.end() > destaged));
+    }
 }
 
 /// What the backing has: as the superblock says, or the sidecar, where the device could not.
@@ -259,183 +333,15 @@ pub(crate) async fn note_clean(cx: &AttachContext) -> Result<()> {
         .await
 }
 
-/// Reads the headers of one epoch as far as they follow each other.
-pub(crate) async fn walk(device: &CacheDevice, epoch: &Epoch) -> Result<Scanned> {
-    let geometry = device.geometry();
-    let mut scanned = Scanned {
-        end_seq: epoch.first_seq,
-        next_segment: epoch.segment,
-        ..Scanned::default()
-    };
-    let mut prev_crc = None;
-    for _ in 0..geometry.segments {
-        let segment = scanned.next_segment;
-        let wanted = scanned.end_seq;
-        if wanted >= epoch.end_seq {
-            break;
-        }
-        let found = headers_of(device, epoch, segment, wanted, &mut prev_crc).await?;
-        let Some((last, _)) = found.last() else {
-            break;
-        };
-        scanned.end_seq = last.end();
-        scanned.segments.push(Live {
-            segment,
-            epoch: epoch.epoch,
-            first_seq: wanted,
-        });
-        scanned.records.extend(found);
-        scanned.next_segment = geometry.after(segment);
-    }
-    Ok(scanned)
-}
-
-/// Whether what [`walk`] found is the whole epoch; cuts it off at its end (O1).
-///
-/// # Errors
-/// Something that was durable is missing.
-pub(crate) async fn judge(
-    device: &CacheDevice,
-    epoch: &Epoch,
-    scanned: Scanned,
-    destaged: u64,
-) -> Result<Scanned> {
-    if epoch.end_seq == OPEN {
-        return end_of_log(device, epoch, scanned, destaged).await;
-    }
-    // Found and flushed by the open that ended it.
-    if scanned.end_seq != epoch.end_seq {
-        return Err(missing(scanned.end_seq));
-    }
-    Ok(scanned)
-}
-
-/// The headers of one segment, from its first record on, as far as they are valid.
-async fn headers_of(
-    device: &CacheDevice,
-    epoch: &Epoch,
-    segment: u32,
-    first_seq: u64,
-    prev_crc: &mut Option<u32>,
-) -> Result<Vec<(Header, At)>> {
-    let geometry = device.geometry();
-    let footer = device
-        .read(geometry.footer_at(segment), geometry.footer.into())
-        .await?;
-    let mut at = geometry.segment_at(segment);
-    let end = geometry.footer_at(segment);
-    let mut found: Vec<(Header, At)> = Vec::new();
-    let sealed = footer::decode(&footer, epoch.nonce, epoch.epoch, geometry)
-        .filter(|headers| headers.first().is_some_and(|(one, _)| one.seq == first_seq));
-    if let Some(headers) = sealed {
-        // The open that ended the epoch may have done so before the end of the segment.
-        let ended = |header: &Header| header.end() > epoch.end_seq;
-        for (header, crc) in headers.into_iter().take_while(|(one, _)| !ended(one)) {
-            let next = at.plus(u64::from(geometry.header) + header.payload());
-            *prev_crc = Some(crc);
-            found.push((header, at));
-            at = next;
-        }
-        return Ok(found);
-    }
-    let mut wanted = first_seq;
-    while at.plus(geometry.header.into()) <= end && wanted < epoch.end_seq {
-        let bytes = device.read(at, geometry.header.into()).await?;
-        let Some((header, crc)) = Header::decode(&bytes, epoch.nonce, epoch.epoch, geometry) else {
-            break;
-        };
-        let next = at.plus(u64::from(geometry.header) + header.payload());
-        let is_next = header.seq == wanted
-            && next <= end
-            && prev_crc.is_none_or(|prev| prev == header.prev_crc);
-        if !is_next {
-            break;
-        }
-        *prev_crc = Some(crc);
-        wanted = header.end();
-        found.push((header, at));
-        at = next;
-    }
-    Ok(found)
-}
-
-/// Finds the end of the epoch that was written when the disk was closed or crashed (O1).
-async fn end_of_log(
-    device: &CacheDevice,
-    epoch: &Epoch,
-    mut scanned: Scanned,
-    destaged: u64,
-) -> Result<Scanned> {
-    let geometry = device.geometry();
-    let durable = witnessed(scanned.records.iter().map(|(header, _)| header)).max(destaged);
-    let mut whole = scanned.records.len();
-    for (index, (header, at)) in scanned.records.iter().enumerate() {
-        if header.end() <= durable {
-            continue;
-        }
-        let payload = at.plus(geometry.header.into());
-        let is_whole = match header.payload() {
-            0 => true,
-            blocks => header.is_payload(&device.read(payload, blocks).await?, geometry),
-        };
-        if !is_whole {
-            whole = index;
-            break;
-        }
-    }
-    if let Some((header, _)) = scanned.records.get(whole) {
-        scanned.end_seq = header.seq;
-    }
-    scanned.records.truncate(whole);
-    let end = scanned.end_seq;
-    scanned.segments.retain(|live| live.first_seq < end);
-    scanned.next_segment = scanned
-        .segments
-        .last()
-        .map_or(epoch.segment, |live| geometry.after(live.segment));
-    if witnessed(behind(device, epoch, &scanned).await?.iter()) > end.max(destaged) {
-        return Err(missing(end));
-    }
-    Ok(scanned)
-}
-
-/// The highest seq before which everything was durable, as these headers know.
-fn witnessed<'a>(headers: impl Iterator<Item = &'a Header>) -> u64 {
-    headers.map(|header| header.durable_seq).max().unwrap_or(0)
-}
-
-/// Valid headers of the epoch behind its end, wherever they lie: in the rest of the last segment,
-/// and in the segments that would have come next.
-async fn behind(device: &CacheDevice, epoch: &Epoch, scanned: &Scanned) -> Result<Vec<Header>> {
-    let geometry = device.geometry();
-    let mut found = Vec::new();
-    let mut segment = scanned
-        .segments
-        .last()
-        .map_or(epoch.segment, |one| one.segment);
-    for _ in 0..geometry.segments.min(BEHIND_SEGMENTS_MAX) {
-        let bytes = device
-            .read(geometry.segment_at(segment), geometry.segment.into())
-            .await?;
-        let footer_at = crate::geometry::index(geometry.bytes(geometry.room().into()));
-        let sealed = footer::decode(&bytes[footer_at..], epoch.nonce, epoch.epoch, geometry);
-        found.extend(sealed.into_iter().flatten().map(|(header, _)| header));
-        let block = crate::geometry::index(geometry.bytes(1));
-        for at in (0..footer_at).step_by(block) {
-            let header = Header::decode(&bytes[at..], epoch.nonce, epoch.epoch, geometry);
-            found.extend(header.map(|(header, _)| header));
-        }
-        segment = geometry.after(segment);
-    }
-    found.retain(|header| header.seq > scanned.end_seq);
-    Ok(found)
-}
-
 fn damage(text: &str) -> Error {
     Error::new(ErrorKind::Corrupt, text)
 }
 
-fn missing(seq: u64) -> Error {
+pub(crate) fn unconnected() -> Error {
+    damage("the segments of the log do not follow each other")
+}
+
+pub(crate) fn missing(seq: u64) -> Error {
     let text = format!(
         "the log of the cache device is damaged: a record that was durable is not there, \
          seq={seq}; restore the device, or detach the cache and give up what it held"

@@ -100,6 +100,12 @@ impl Segments {
         self.used = self.geometry.room();
     }
 
+    /// How many hold records, and how many there are.
+    pub(crate) fn used(&self) -> (u32, u32) {
+        let live = u32::try_from(self.live.len()).expect("at most all segments");
+        (live, self.geometry.segments)
+    }
+
     pub(crate) fn live(&self) -> &VecDeque<Live> {
         &self.live
     }

@@ -55,6 +55,10 @@ pub struct CacheSettings {
     pub dirty_bytes_max: u64,
     /// Destaging is not faster than this; 0: no limit.
     pub destage_bytes_per_s: u64,
+    /// Destaging that makes way for the guest is still this fast.
+    pub destage_bytes_per_s_min: u64,
+    /// Dirty bytes that an open may give up where it cannot have them; 0: none.
+    pub discard_dirty: u64,
 }
 
 const MIB: u64 = 1 << 20;
@@ -122,6 +126,18 @@ pub(crate) const SPECS: &[SettingSpec] = &[
         "0",
         "Limit of the destaging rate in bytes a second; 0: none",
     ),
+    SettingSpec::new(
+        "destage_bytes_per_s_min",
+        bytes(1 << 10, TIB),
+        "16M",
+        "Destaging makes way for a guest that it slows down, but not below this rate",
+    ),
+    SettingSpec::new(
+        "discard_dirty",
+        bytes(0, 1 << 62),
+        "0",
+        "Bytes of dirty data that may be given up where an open would refuse; 0: none",
+    ),
 ];
 
 impl CacheSettings {
@@ -149,6 +165,8 @@ impl CacheSettings {
                 .unwrap_or(Duration::from_secs(30)),
             dirty_bytes_max: number("dirty_bytes_max", 1 << 30),
             destage_bytes_per_s: number("destage_bytes_per_s", 0),
+            destage_bytes_per_s_min: number("destage_bytes_per_s_min", 16 * MIB),
+            discard_dirty: number("discard_dirty", 0),
         }
     }
 
@@ -162,7 +180,7 @@ impl CacheSettings {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
@@ -174,6 +192,11 @@ mod tests {
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
         Ok(CacheSettings::of(&Settings::parse(SPECS, &given)?))
+    }
+
+    /// Settings that are allowed.
+    pub(crate) fn of(pairs: &[(&str, &str)]) -> CacheSettings {
+        parse(pairs).expect("they are allowed")
     }
 
     #[test]

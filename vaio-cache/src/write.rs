@@ -11,12 +11,13 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
-use vaio_core::{Error, Extent, Io, Next, Reply, Result};
+use vaio_core::{Error, Extent, Io, Next, Reply, Result, RuntimeExt, Severity};
 
 use crate::{
     cache::Cache,
     geometry::{Span, index},
     log::{Step, Waiting, WriteRecord, ZEROES_BLOCKS_MAX, entry_blocks_max},
+    pace::slow_down,
     record::{self, Entry, Kind},
     settings::Durability,
 };
@@ -54,13 +55,42 @@ impl Cache {
             if self.is_bypassed() {
                 return self.write_below(io, extent, &content, next).await;
             }
+            self.slow_down().await;
+            let begun = self.cx.rt().now();
             match self.log_write(extent, &content, io.op.is_fua()).await {
-                Ok(()) => return Ok(Reply::Done),
+                Ok(()) => {
+                    let took = self.cx.rt().now().since(begun);
+                    self.guest().add(took, self.is_destaging.load(Relaxed));
+                    return Ok(Reply::Done);
+                }
                 Err(NotLogged::Error(error)) => return Err(error),
                 Err(NotLogged::Failed) => {}
             }
             drop(pass);
             self.degrade().await?;
+        }
+    }
+
+    /// Waits a little where the log fills up (T3).
+    async fn slow_down(&self) {
+        let (segments, is_held) = {
+            let log = self.log();
+            (log.segments_used(), log.held().is_some())
+        };
+        let pause = slow_down(segments);
+        // What a hold fills up is not made room for before it is full, and then it is let go.
+        if !pause.is_zero() && !is_held {
+            self.cx.rt().probe("cache.slow_down");
+            self.cx.rt().sleep(pause).await;
+        }
+    }
+
+    /// Says once that writes wait for room.
+    fn say_full(&self) {
+        if !self.is_full.swap(true, Relaxed) {
+            let text = "the log is full: writes go at the pace of the backing";
+            let next_step = "look at the backing, or give the disk a larger cache device";
+            self.event(Severity::Warning, text, next_step);
         }
     }
 
@@ -137,6 +167,7 @@ impl Cache {
                 }
                 Step::Full(seq) if self.log().destaged() < seq => {
                     self.cx.rt().probe("cache.full");
+                    self.say_full();
                     // A backing that is held at a point cannot take what would make room.
                     self.let_go();
                     self.destage_to(seq).await

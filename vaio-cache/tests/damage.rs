@@ -18,11 +18,16 @@ const BLOCKS: u64 = 16;
 const DEVICE_BLOCKS: u64 = 2 + 10 * 8;
 
 fn subject() -> Arc<Subject> {
+    subject_with(&[])
+}
+
+fn subject_with(settings: &[(&str, &str)]) -> Arc<Subject> {
     let sizes = Sizes::new(1024, 512, 10 * 512, 512);
     let subject = Subject::scaled(move |_| Arc::new(CacheFactory::default().with_sizes(sizes)))
         .device(CACHE_DEVICE, |_| DEVICE_BLOCKS)
         .setting("dirty_age_max", "1h");
-    Arc::new(subject)
+    let all = settings.iter();
+    Arc::new(all.fold(subject, |subject, (key, value)| subject.setting(key, value)))
 }
 
 fn write(block: u64) -> GuestOp {
@@ -185,4 +190,92 @@ fn empty_device_is_refused_while_it_should_hold_data() {
     }
     open_and_read(&left, images, &mut seen, "empty");
     assert_eq!(seen.refused, 1);
+}
+
+/// What an open of these images with `discard_dirty` says: the error, or what each block shows.
+fn open_discarding(left: &Left, images: Vec<Image>, bytes: &str) -> Result<Vec<u64>, String> {
+    let subject = subject_with(&[("discard_dirty", bytes)]);
+    let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+    let rig = Rig::of_images(&sim, &subject, Scale::Tiny, images, left.sidecar.clone());
+    let host = sim.host("second");
+    let ran = sim.run(async {
+        let disk = rig.open(&host).await.map_err(|error| error.to_line())?;
+        let block_bytes = u64::from(disk.info().logical_block);
+        let mut shown = Vec::new();
+        for block in 0..BLOCKS {
+            let extent = vaio_core::Extent::new(block * block_bytes, block_bytes);
+            let read = disk.submit(vaio_core::Io::read(extent)).await;
+            let data = read.map(vaio_core::Reply::into_data);
+            let data = data.map_err(|error| error.to_line())?;
+            shown.push(data.iter().map(|byte| u64::from(*byte)).sum());
+        }
+        Ok(shown)
+    });
+    ran.unwrap_or_else(|stuck| Err(format!("{stuck:?}")))
+}
+
+/// The number that a refusal names.
+fn lost_bytes(refusal: &str) -> u64 {
+    let number = refusal.split("discard_dirty=").nth(1).expect(refusal);
+    let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().expect(refusal)
+}
+
+#[test]
+fn discard_dirty_gives_up_what_was_refused_and_no_more_than_allowed() {
+    let left = leave();
+    let mut empty = left.images.clone();
+    for block in 0..DEVICE_BLOCKS {
+        empty[1].set(block, Content::Zero);
+    }
+    let refusal = open_discarding(&left, empty.clone(), "0").expect_err("it held data");
+    let lost = lost_bytes(&refusal);
+    assert_eq!(lost, BLOCKS * 512, "{refusal}");
+    let less = (lost - 1).to_string();
+    let refused = open_discarding(&left, empty.clone(), &less).expect_err("too little");
+    assert_eq!(lost_bytes(&refused), lost);
+    let shown = open_discarding(&left, empty, &lost.to_string()).expect("it was allowed");
+    assert_eq!(shown, vec![0; 16], "the backing alone");
+}
+
+#[test]
+fn discard_dirty_of_a_damaged_log_keeps_what_comes_before_the_damage() {
+    let left = leave();
+    let whole = open_discarding(&left, left.images.clone(), "0").expect("undamaged");
+    // Three records of three blocks and a footer fill a segment: the header of the fourth record,
+    // and the footer that says the same.
+    let mut images = damaged(&left, 12, 9).expect("in use");
+    images[1].set(21, Content::Zero);
+    let refusal = open_discarding(&left, images.clone(), "0").expect_err("a record is gone");
+    let lost = lost_bytes(&refusal);
+    // The fourth write and those after it: blocks 9 and 10, 12 and 13, 1 and 2, 4 and 5.
+    let shown = open_discarding(&left, images, &lost.to_string()).expect("it was allowed");
+    for (block, (shown, whole)) in shown.iter().zip(&whole).enumerate() {
+        match block {
+            0 | 3 | 6 | 7 => assert_eq!(shown, whole, "{block}"),
+            1 | 4 => assert!(*shown != 0 && shown != whole, "the version before, {block}"),
+            _ => assert_eq!(*shown, 0, "given up, {block}"),
+        }
+    }
+}
+
+#[test]
+fn device_of_another_disk_is_refused_also_where_it_is_new_here() {
+    let left = leave();
+    let subject = subject();
+    let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+    let mut images = left.images.clone();
+    let fresh = Rig::new(&sim, &subject, Scale::Tiny, BLOCKS, Fill::Zero).snapshot();
+    images[0] = fresh.disks[0].durable().clone();
+    let refusal = |bytes| {
+        let other = Left {
+            belief: Belief::new(Oracle::new(OracleSettings::new(BLOCKS, subject.promise()))),
+            images: images.clone(),
+            sidecar: None,
+        };
+        open_discarding(&other, images.clone(), bytes)
+    };
+    let lost = lost_bytes(&refusal("0").expect_err("it holds another disk's writes"));
+    assert!(lost >= 14 * 512, "{lost}");
+    assert!(refusal(&lost.to_string()).is_ok());
 }

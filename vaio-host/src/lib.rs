@@ -4,10 +4,8 @@
 //! with their filters:
 //!
 //! ```no_run
-//! use vaio_core::FilterRegistry;
-//!
 //! fn main() -> std::process::ExitCode {
-//!     let registry = FilterRegistry::default(); // .with(MyFilterFactory)
+//!     let registry = vaio_host::default_registry(); // .with(MyFilterFactory)
 //!     vaio_host::main_with(registry)
 //! }
 //! ```
@@ -17,9 +15,12 @@
 mod cli;
 mod client;
 mod control;
+mod default_filter;
 pub mod device;
+mod device_size;
 mod exit;
 mod filter_arg;
+mod filter_devices;
 mod log;
 mod metrics;
 pub mod nbd;
@@ -44,6 +45,14 @@ use cli::{Command, Parsed};
 pub use exit::Exit;
 use exit::Outcome;
 pub use sidecar_file::SidecarFileStore;
+
+/// The filters that come with `vaio`: the write-back cache.
+///
+/// Where a registry knows the cache, `vaio serve DISK` puts one beside the disk unless it is told
+/// otherwise.
+pub fn default_registry() -> FilterRegistry {
+    FilterRegistry::default().with(vaio_cache::CacheFactory::default())
+}
 
 /// The `vaio` program with these filters, on the process's arguments.
 pub fn main_with(registry: FilterRegistry) -> ExitCode {

@@ -418,7 +418,7 @@ impl Log {
 }
 
 /// Bytes that a record changes.
-fn bytes_of(header: &Header, geometry: &Geometry) -> u64 {
+pub(crate) fn bytes_of(header: &Header, geometry: &Geometry) -> u64 {
     let spans = header.entries.iter().map(|entry| entry.span.count);
     geometry.bytes(spans.sum())
 }

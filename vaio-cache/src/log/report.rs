@@ -61,6 +61,11 @@ impl Log {
         self.dirty_bytes
     }
 
+    /// Segments that hold something, and all there are.
+    pub(crate) fn segments_used(&self) -> (u32, u32) {
+        self.segments.used()
+    }
+
     /// Since when the oldest record from `seq` on waits.
     pub(crate) fn oldest_from(&self, seq: u64) -> Option<Instant> {
         let from = self.records.partition_point(|one| one.header.end() <= seq);

@@ -18,7 +18,7 @@ use super::{
     session::{Broken, Out, give_way},
     within,
 };
-use crate::device::Spec;
+use crate::{device::Spec, device_size};
 
 /// Longest wait for what a filter says of itself.
 const ASK_MAX: Duration = Duration::from_secs(2);
@@ -131,16 +131,23 @@ pub(super) async fn answer(shared: &Shared, name: Option<&str>, request: Request
         Request::Stack {} => {
             let mut disks = Vec::new();
             for one in chosen(hosted, name)? {
-                let filters = wait(shared, async { Ok(one.disk.stack().await) }).await?;
+                let mut filters = wait(shared, async { Ok(one.disk.stack().await) }).await?;
+                for filter in &mut filters {
+                    if let Ok(factory) = hosted.registry.get(&filter.name) {
+                        device_size::unfold(filter, &factory.descriptor());
+                    }
+                }
                 disks.push(json!({ "name": one.disk.name(), "filters": filters }));
             }
             Ok(json!({ "disks": disks }))
         }
         Request::Attach { filter } => {
             let one = the_one(hosted, name)?;
-            let spec = FilterSpec::from(filter);
+            let mut spec = FilterSpec::from(filter);
             check_remembered(hosted, one, &spec)?;
-            wait(shared, one.disk.attach(spec)).await.map(done)
+            device_size::fold_known(&mut spec, &hosted.registry)?;
+            let attach = settled(one, one.disk.attach(spec));
+            wait(shared, attach).await.map(done)
         }
         Request::Detach { filter, dirty } => {
             let disk = &the_one(hosted, name)?.disk;
@@ -150,10 +157,12 @@ pub(super) async fn answer(shared: &Shared, name: Option<&str>, request: Request
         }
         Request::Replace { filter, instead_of } => {
             let one = the_one(hosted, name)?;
-            let spec = FilterSpec::from(filter);
+            let mut spec = FilterSpec::from(filter);
             check_remembered(hosted, one, &spec)?;
+            device_size::fold_known(&mut spec, &hosted.registry)?;
             let old = instead_of.unwrap_or_else(|| spec.name.clone());
-            wait(shared, one.disk.replace(old, spec)).await.map(done)
+            let replace = settled(one, one.disk.replace(old, spec));
+            wait(shared, replace).await.map(done)
         }
         Request::Dirty { to } => {
             let (level, disks) = (Level::from(to), disks_of(hosted, name)?);
@@ -180,6 +189,14 @@ pub(super) async fn answer(shared: &Shared, name: Option<&str>, request: Request
             "a request of a session was not answered by it",
         )),
     }
+}
+
+/// A verb that may make files; they stay only where it did what it should. Where it is given up
+/// it goes on, and they stay.
+async fn settled(one: &HostedDisk, verb: impl Future<Output = Result<()>>) -> Result<()> {
+    let result = verb.await;
+    one.devices.settle(&result);
+    result
 }
 
 fn done((): ()) -> Value {
@@ -246,7 +263,14 @@ fn dirty(disk: &Disk, level: Level) -> Value {
 
 /// Descriptors as JSON.
 pub(crate) fn filters(descriptors: &[Descriptor]) -> Value {
-    descriptors.iter().map(to_json).collect()
+    let listed = |descriptor| {
+        let mut value = to_json(descriptor);
+        if let Some(settings) = value["settings"].as_array_mut() {
+            settings.extend(device_size::settings_json(descriptor));
+        }
+        value
+    };
+    descriptors.iter().map(listed).collect()
 }
 
 /// Refuses a filter that keeps something on a disk whose sidecar ends with the process.
