@@ -19,7 +19,7 @@ use vaio_core::{BlockDevice, BlockDeviceExt, Error, Extent, Result};
 use crate::{
     device::CacheDevice,
     footer,
-    geometry::{At, Geometry, Span},
+    geometry::{At, Span},
     lost,
     record::{Header, Kind},
     recover,
@@ -236,13 +236,12 @@ async fn superblocks(
         let found = at(bytes).and_then(Superblock::decode)?;
         (found.geometry.header_bytes() as u64 == bytes).then_some((bytes, found))
     };
-    let second = match &first {
-        Some(first) => of_size(first.geometry.header_bytes() as u64),
-        None => {
-            let places = SUPERBLOCK_BYTES_MIN..=SUPERBLOCK_BYTES_MAX;
-            let step = crate::geometry::index(SUPERBLOCK_BYTES_MIN);
-            places.step_by(step).find_map(of_size)
-        }
+    let second = if let Some(first) = &first {
+        of_size(first.geometry.header_bytes() as u64)
+    } else {
+        let places = SUPERBLOCK_BYTES_MIN..=SUPERBLOCK_BYTES_MAX;
+        let step = crate::geometry::index(SUPERBLOCK_BYTES_MIN);
+        places.step_by(step).find_map(of_size)
     };
     let default = u64::from(crate::Sizes::default().header_bytes);
     let header = match (&first, &second) {
@@ -445,7 +444,9 @@ impl Walk {
         let entries = header.entries.iter().filter(|one| one.kind != Kind::Void);
         let spans: Vec<Span> = entries.map(|one| one.span).collect();
         if is_dirty {
-            spans.iter().for_each(|span| self.dirty.insert(*span));
+            for span in &spans {
+                self.dirty.insert(*span);
+            }
         }
         let payload = at.plus(geometry.header.into());
         let view = &mut self.view;

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use vaio_core::{DirtyDisposition, FilterSpec, Level, parse_bytes, parse_duration};
 
 use crate::{
+    cache_cli::CacheCommand,
     device::{Direct, Engine},
     exit::{Exit, Failure, one_line},
     filter_arg,
@@ -59,6 +60,9 @@ pub(crate) enum Command {
     Resize(ResizeArgs),
     /// Show metrics as Prometheus text
     Metrics(ConnectArgs),
+    /// Look at a cache device, or recover it, without a running disk
+    #[command(subcommand)]
+    Cache(CacheCommand),
 }
 
 /// `vaio serve`
@@ -286,7 +290,7 @@ pub(crate) struct ResizeArgs {
     pub(crate) size: u64,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     parse_bytes(text).ok_or_else(|| "not a size: use a number with K, M, G or T after it".into())
 }
 

@@ -35,9 +35,9 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// What the server or the way to it says.
 pub(crate) fn run(command: Command, registry: &FilterRegistry) -> Outcome<()> {
     match command {
-        Command::Serve(_) => Err(Failure::new(
+        Command::Serve(_) | Command::Cache(_) => Err(Failure::new(
             Stage::Serve,
-            Error::new(ErrorKind::Internal, "serve is not for the control socket"),
+            Error::new(ErrorKind::Internal, "this is not for the control socket"),
         )),
         Command::Status(args) if args.watch => watch(&args.ask),
         Command::Status(args) => ask(&args.ask, &Request::Status {}, show::status),
@@ -117,7 +117,8 @@ fn say(as_json: bool, answer: &Value, show: impl FnOnce(&Value) -> String) -> Ou
     print(&show(answer))
 }
 
-fn print(text: &str) -> Outcome<()> {
+/// Prints to stdout at once.
+pub(crate) fn print(text: &str) -> Outcome<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // The reader has seen enough.

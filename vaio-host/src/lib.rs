@@ -12,6 +12,7 @@
 //!
 //! To embed disks in a program of your own, use [`runtime`] and [`device`]; [`nbd`] serves them.
 
+mod cache_cli;
 mod cli;
 mod client;
 mod control;
@@ -86,6 +87,10 @@ fn execute(command: Command, registry: FilterRegistry) -> Outcome<()> {
         Command::Serve(args) => {
             log::start();
             serve::run(&args, registry)
+        }
+        Command::Cache(command) => {
+            log::start();
+            cache_cli::run(&command)
         }
         other => client::run(other, &registry),
     }

@@ -285,7 +285,7 @@ fn disk_plans(
 
 /// Reads a disk's spec. A file's path is made canonical: whatever path it is reached by, it is
 /// the same disk with the same sidecar.
-fn parse_spec(text: &str, folder: Option<&Path>) -> Outcome<Spec> {
+pub(crate) fn parse_spec(text: &str, folder: Option<&Path>) -> Outcome<Spec> {
     let spec: Spec = text.parse().map_err(|error: Error| {
         // A URI names a disk that this program cannot open; all else is a slip of the pen.
         let stage = if text.contains("://") {
@@ -340,7 +340,7 @@ fn check_size(size: u64) -> Outcome<()> {
     Ok(())
 }
 
-fn name_of(spec: &Spec) -> String {
+pub(crate) fn name_of(spec: &Spec) -> String {
     match spec {
         Spec::File(path) => path
             .file_stem()
@@ -417,7 +417,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// A file beside a disk that is a file.
-fn beside(disk: &DiskPlan, suffix: &str) -> Option<PathBuf> {
+pub(crate) fn beside(disk: &DiskPlan, suffix: &str) -> Option<PathBuf> {
     match &disk.spec {
         Spec::File(path) if !is_block_device(path) => Some(with_suffix(path, suffix)),
         _ => None,

@@ -156,7 +156,7 @@ fn create(path: &Path, size: u64) -> Result<()> {
 
 /// The locks of one disk: QEMU's on the image, and one beside the sidecar.
 #[derive(Debug)]
-struct Locks {
+pub(crate) struct Locks {
     _image: Option<ImageLock>,
     _file: Option<LockFile>,
 }
@@ -169,7 +169,11 @@ impl DiskLock for Locks {
 }
 
 impl Locks {
-    fn take(plan: &DiskPlan, options: &FileOptions, made: &mut Made) -> Result<Self> {
+    /// Takes both. Never waits.
+    ///
+    /// # Errors
+    /// Someone has one of them, or it cannot be made.
+    pub(crate) fn take(plan: &DiskPlan, options: &FileOptions, made: &mut Made) -> Result<Self> {
         let image_use = if options.read_only {
             ImageUse::Read
         } else {

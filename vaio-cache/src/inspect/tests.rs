@@ -9,6 +9,7 @@ use vaio_core::RamDisk;
 use super::*;
 use crate::{
     Sizes,
+    geometry::Geometry,
     checksum::Seed,
     record::{self, Entry},
 };

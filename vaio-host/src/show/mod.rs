@@ -1,6 +1,6 @@
 //! Answers as text for people. Pure: from JSON to lines.
 
-mod units;
+pub(crate) mod units;
 
 use std::{fmt::Write as _, time::Duration};
 
