@@ -13,7 +13,7 @@ use vaio_core::{AttachContext, Notice, Severity, sync, sync::Notify};
 
 use crate::{
     bypass::Below, destage::Demand, device::CacheDevice, hold::Hold, log::Log, pace::Guest,
-    passage::Passage, settings::CacheSettings,
+    passage::Passage, report::Counters, settings::CacheSettings,
 };
 
 #[derive(Debug)]
@@ -46,6 +46,7 @@ pub(crate) struct Cache {
     /// A batch ended.
     pub(crate) ended: Notify,
     pub(crate) hold: Hold,
+    pub(crate) counters: Counters,
 }
 
 impl Cache {
@@ -76,6 +77,7 @@ impl Cache {
             wanted: Notify::default(),
             ended: Notify::default(),
             hold: Hold::default(),
+            counters: Counters::default(),
         }
     }
 

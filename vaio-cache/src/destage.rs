@@ -25,6 +25,7 @@ use crate::{
     log::{Batch, Destage},
     map::{Found, Source},
     pace::{Load, make_way, wait},
+    report::Counters,
 };
 
 /// IOs of the destager at the same time; the filter's reserved slots.
@@ -193,6 +194,7 @@ impl Cache {
             self.cx.sidecar().commit(&[(TORN, Some(mark))]).await?;
         }
         let bytes = self.move_all(&batch).await?;
+        Counters::add(&self.counters.destaged_bytes, bytes);
         // E2.
         self.cx.lower().flush().await?;
         self.still(end).await;

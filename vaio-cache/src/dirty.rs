@@ -39,18 +39,26 @@ fn reached(log: &Log, level: Level) -> Option<u64> {
 impl Cache {
     /// What is short of a level (Q1).
     pub(crate) fn dirty(&self, level: Level) -> DirtyMap {
-        let mut dirty = if level == Level::Drained {
-            DirtyMap::new()
-        } else {
-            self.below.dirty()
-        };
-        let log = self.log();
-        if let Some(from) = reached(&log, level) {
-            for span in log.spans_from(from) {
-                dirty.insert(log.geometry().extent(span));
+        self.dirty_within(level, self.cx.below().extent())
+    }
+
+    /// What is short of a level within a range (Q1).
+    fn dirty_within(&self, level: Level, range: Extent) -> DirtyMap {
+        let mut extents = Vec::new();
+        if level != Level::Drained {
+            extents.extend_from_slice(self.below.dirty().extents());
+        }
+        {
+            let log = self.log();
+            if let Some(from) = reached(&log, level) {
+                let spans = log.spans_from(from);
+                let within = spans.map(|span| log.geometry().extent(span));
+                extents.extend(within.filter(|one| one.overlaps(range)));
             }
         }
-        dirty
+        // Sorted and merged with the lock given back.
+        let within = extents.into_iter();
+        within.filter_map(|one| one.intersect(range)).collect()
     }
 
     /// Dirty entries from a seq on, up to a size, each with what holds it.
@@ -95,9 +103,14 @@ impl DirtySource for Source {
     }
 
     fn extents(&self, level: Level, range: Extent) -> DirtyMap {
-        let dirty = self.0.dirty(level);
-        let extents = dirty.extents().iter();
-        extents.filter_map(|one| one.intersect(range)).collect()
+        self.0.dirty_within(level, range)
+    }
+
+    fn remaining(&self, level: Level, mark: DirtyMark) -> u64 {
+        let below = self.0.below.dirty().bytes();
+        let log = self.0.log();
+        let left = reached(&log, level).map_or(0, |from| log.bytes_between(from, mark.0));
+        left + if level == Level::Drained { 0 } else { below }
     }
 
     fn mark(&self) -> DirtyMark {

@@ -90,12 +90,8 @@ impl Filter for CacheFilter {
     }
 
     fn state(&self) -> FilterState {
-        let cache = &self.0;
-        let state = FilterState::dirty(cache.dirty(Level::BackingDurable).bytes());
-        if cache.log().is_failed() {
-            return state.with_problem("the cache device failed; writes go through");
-        }
-        state
+        let dirty_bytes = self.0.dirty(Level::BackingDurable).bytes();
+        self.0.report(FilterState::dirty(dirty_bytes))
     }
 
     fn dirty(&self) -> Option<Arc<dyn DirtySource>> {

@@ -54,6 +54,7 @@ mod passage;
 mod read;
 mod record;
 mod recover;
+mod report;
 mod scan;
 mod segments;
 mod settings;

@@ -19,6 +19,7 @@ use crate::{
     log::{Step, Waiting, WriteRecord, ZEROES_BLOCKS_MAX, entry_blocks_max},
     pace::slow_down,
     record::{self, Entry, Kind},
+    report::Counters,
     settings::Durability,
 };
 
@@ -53,6 +54,7 @@ impl Cache {
         loop {
             let pass = self.passage.enter().await;
             if self.is_bypassed() {
+                Counters::add(&self.counters.waited, 1);
                 return self.write_below(io, extent, &content, next).await;
             }
             self.slow_down().await;
@@ -81,6 +83,7 @@ impl Cache {
         // What a hold fills up is not made room for before it is full, and then it is let go.
         if !pause.is_zero() && !is_held {
             self.cx.rt().probe("cache.slow_down");
+            Counters::add(&self.counters.waited, 1);
             self.cx.rt().sleep(pause).await;
         }
     }
@@ -117,6 +120,7 @@ impl Cache {
         }
         // The last look before the answer: a policy that was set is in force for it.
         if self.is_write_through.load(Relaxed) {
+            Counters::add(&self.counters.waited, 1);
             self.destage_to(end).await.map_err(NotLogged::Error)?;
         }
         Ok(())
@@ -169,7 +173,8 @@ impl Cache {
                     self.cx.rt().probe("cache.full");
                     self.say_full();
                     // A backing that is held at a point cannot take what would make room.
-                    self.let_go();
+                    self.let_go_for_room();
+                    Counters::add(&self.counters.waited, 1);
                     self.destage_to(seq).await
                 }
                 // A reader still holds the segment.

@@ -264,6 +264,9 @@ pub(crate) struct DirtyArgs {
     /// cache, backing or replica
     #[arg(long, value_name = "LEVEL", value_parser = level, default_value = "backing")]
     pub(crate) to: Level,
+    /// List every extent, too: byte offset and length
+    #[arg(long)]
+    pub(crate) extents: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -276,6 +279,9 @@ pub(crate) struct SnapshotArgs {
     /// Name of the snapshot, for the filters
     #[arg(long, value_name = "NAME", default_value = "snapshot")]
     pub(crate) name: String,
+    /// Let the guest wait meanwhile, though a cache could take its writes
+    #[arg(long)]
+    pub(crate) quiesce: bool,
     /// Longest wait for the backing to be held
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s")]
     pub(crate) timeout: Duration,

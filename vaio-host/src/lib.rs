@@ -19,6 +19,7 @@ mod control;
 mod default_filter;
 pub mod device;
 mod device_size;
+mod dirty_context;
 mod exit;
 mod filter_arg;
 mod filter_devices;

@@ -161,3 +161,97 @@ fn attached_cache_is_made_and_a_failed_attach_leaves_nothing() {
         "{filters}"
     );
 }
+
+#[test]
+fn dirty_is_told_alike_by_status_dirty_metrics_and_map_until_it_is_flushed() {
+    let dir = folder();
+    let at = dir.path();
+    let vaio = Vaio::start(Program::Stock, at, &["serve", "a.img", "--create", "16M"]);
+    write(at, 5);
+    let ask = |args: &[&str]| {
+        let done = vaio.ask(args);
+        assert!(done.status.success(), "{}", stderr(&done));
+        stdout(&done)
+    };
+    let dirty = ask(&["dirty", "a.img.control", "--extents"]);
+    assert!(
+        dirty.contains("disk a: 4 KiB not at level backing"),
+        "{dirty}"
+    );
+    assert!(dirty.contains("4096 +4096"), "{dirty}");
+    let json: serde_json::Value =
+        serde_json::from_str(&ask(&["dirty", "a.img.control", "--extents", "--json"])).unwrap();
+    assert_eq!(
+        json["disks"][0]["extents"],
+        serde_json::json!([[4096, 4096]])
+    );
+    let status = ask(&["status", "a.img.control"]);
+    for words in [
+        "4 KiB dirty",
+        "mode      write_back, ordered, at_flush",
+        "log used",
+        "MiB",
+    ] {
+        assert!(status.contains(words), "{words} in {status}");
+    }
+    let metrics = ask(&["metrics", "a.img.control"]);
+    for line in [
+        r#"vaio_filter_dirty_bytes{disk="a",filter="cache"} 4096.0"#,
+        r#"vaio_filter_value{disk="a",filter="cache",name="log_used_bytes"} 4194304.0"#,
+        r#"vaio_filter_count_total{disk="a",filter="cache",name="writes_waited_total"} 0"#,
+    ] {
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line} in {metrics}"
+        );
+    }
+    assert!(
+        metrics.contains(r#"vaio_disk_dirty_age_seconds{disk="a"}"#),
+        "{metrics}"
+    );
+    if program::has("nbdinfo") {
+        let uri = format!("nbd+unix:///?socket={}", at.join("a.img.nbd").display());
+        let map = std::process::Command::new("nbdinfo")
+            .args(["--map=vaio:dirty", &uri])
+            .output()
+            .unwrap();
+        let map = stdout(&map);
+        let found: Vec<Vec<&str>> = map
+            .lines()
+            .map(|line| line.split_whitespace().take(3).collect())
+            .collect();
+        let rest = (SIZE - 8192).to_string();
+        let expected = [
+            ["0", "4096", "0"],
+            ["4096", "4096", "1"],
+            ["8192", &rest, "0"],
+        ];
+        assert_eq!(found, expected, "{map}");
+    }
+    ask(&["flush", "a.img.control", "--to", "backing"]);
+    assert_eq!(fs::read(at.join("a.img")).unwrap()[4096], 5, "destaged");
+    let dirty = ask(&["dirty", "a.img.control", "--extents"]);
+    assert_eq!(dirty.lines().count(), 1, "{dirty}");
+    assert!(dirty.contains("disk a: 0 B"), "{dirty}");
+    assert_eq!(vaio.stop(), Some(0));
+}
+
+#[test]
+fn snapshot_has_what_was_written_before_and_tells_when_it_did_not_hold() {
+    let dir = folder();
+    let at = dir.path();
+    let vaio = Vaio::start(Program::Stock, at, &["serve", "a.img", "--create", "16M"]);
+    write(at, 5);
+    for args in [&[][..], &["--quiesce"]] {
+        let verb = ["snapshot", "a.img.control", "--exec", "cp a.img a.snap"];
+        let done = vaio.ask(&[&verb[..], args].concat());
+        assert!(done.status.success(), "{}", stderr(&done));
+        assert_eq!(fs::read(at.join("a.snap")).unwrap()[4096], 5);
+        fs::remove_file(at.join("a.snap")).unwrap();
+    }
+    let failed = vaio.ask(&["snapshot", "a.img.control", "--exec", "exit 3"]);
+    refused(&failed, 1, &["the command failed", "3"]);
+    write(at, 6);
+    check(at, 6);
+    assert_eq!(vaio.stop(), Some(0));
+}

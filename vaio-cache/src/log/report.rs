@@ -61,6 +61,16 @@ impl Log {
         self.dirty_bytes
     }
 
+    /// Bytes of the records from a seq on that begin before another.
+    pub(crate) fn bytes_between(&self, from: u64, seq: u64) -> u64 {
+        let from = self.records.partition_point(|one| one.header.end() <= from);
+        let records = self.records.range(from..);
+        records
+            .take_while(|record| record.header.seq < seq)
+            .map(|record| super::bytes_of(&record.header, &self.geometry))
+            .sum()
+    }
+
     /// Segments that hold something, and all there are.
     pub(crate) fn segments_used(&self) -> (u32, u32) {
         self.segments.used()

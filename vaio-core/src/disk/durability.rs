@@ -34,6 +34,13 @@ fn sources(chain: &Chain) -> Vec<(Arc<str>, Class, Arc<dyn DirtySource>)> {
         .collect()
 }
 
+/// What the marks cover and is still short of a level, in bytes.
+fn remaining(marks: &[(Arc<dyn DirtySource>, DirtyMark)], level: Level) -> u64 {
+    marks.iter().fold(0, |sum, (source, mark)| {
+        sum.saturating_add(source.remaining(level, *mark))
+    })
+}
+
 impl DiskInner {
     /// A flush down the whole chain, as a guest's would go.
     pub(super) async fn flush_chain(&self) -> Result<()> {
@@ -144,6 +151,8 @@ pub struct Flushing {
     level: Level,
     from: Instant,
     initial_bytes: u64,
+    /// Each source with its mark.
+    marks: Vec<(Arc<dyn DirtySource>, DirtyMark)>,
     ended: Arc<Ended>,
 }
 
@@ -162,12 +171,7 @@ impl Flushing {
         if lock(&self.ended.result).as_ref().is_some_and(Result::is_ok) {
             return FlushProgress::estimated(self.initial_bytes, 0, elapsed);
         }
-        let now = self
-            .disk
-            .inner
-            .summary(self.level)
-            .bytes
-            .min(self.initial_bytes);
+        let now = remaining(&self.marks, self.level).min(self.initial_bytes);
         let remaining = self
             .ended
             .last_remaining
@@ -322,8 +326,12 @@ impl Disk {
         if core.is_closed() {
             return Err(core.gone());
         }
-        let initial_bytes = self.inner.summary(level).bytes;
         let marks = self.inner.marks();
+        let covered: Vec<_> = marks
+            .iter()
+            .map(|(_, _, source, mark)| (Arc::clone(source), *mark))
+            .collect();
+        let initial_bytes = remaining(&covered, level);
         let ended = Arc::<Ended>::default();
         ended.last_remaining.store(initial_bytes, Ordering::Relaxed);
         let (inner, report) = (Arc::clone(&self.inner), Arc::clone(&ended));
@@ -344,6 +352,7 @@ impl Disk {
             level,
             from,
             initial_bytes,
+            marks: covered,
             ended,
         })
     }
