@@ -46,6 +46,7 @@ class Mount:
         self.dir, self.fuse = scratch / f"{name}.mnt", scratch / f"{name}.fuse"
         self.dir.mkdir(exist_ok=True)
         self.fuse.touch()
+        self.loop = None
         _mounted.append(self)
         socket = uri.split("socket=")[1]
         self.nbdfuse = subprocess.Popen(["nbdfuse", self.fuse, "--unix", socket], stdin=subprocess.DEVNULL,
@@ -68,7 +69,8 @@ class Mount:
             return
         _mounted.remove(self)
         sh(f"umount {self.dir} || umount -l {self.dir}", check=False)
-        sh(f"losetup -d {self.loop}", check=False)
+        if self.loop:
+            sh(f"losetup -d {self.loop}", check=False)
         sh(f"umount {self.fuse} || umount -l {self.fuse}", check=False)
         self.nbdfuse.kill()
         self.nbdfuse.wait()
