@@ -11,29 +11,31 @@
 use std::{
     io::{self, IoSlice, IoSliceMut, Read},
     net::Shutdown,
+    os::fd::OwnedFd,
     task::{Context, Poll, ready},
 };
 
 use nix::libc::MSG_NOSIGNAL;
-use socket2::Socket;
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, unix::AsyncFd},
+    io::{AsyncRead, AsyncWrite, Interest},
     net::{TcpStream, UnixStream},
 };
 
 use super::wire::Wire;
+use crate::watched::{Watched, watch};
 
 /// A connected socket that does not block.
 #[derive(Debug)]
 pub(super) struct PlainSocket {
-    readable: AsyncFd<Socket>,
+    readable: Watched,
     /// A second handle, for a client that was too slow once.
-    writable: Option<AsyncFd<Socket>>,
+    writable: Option<Watched>,
 }
 
 impl PlainSocket {
     pub(super) fn new(stream: impl Transport) -> io::Result<Self> {
-        let readable = register(stream.into_socket()?, Interest::READABLE)?;
+        let readable = watch(stream.into_socket()?, Interest::READABLE)?;
         let writable = None;
         Ok(Self { readable, writable })
     }
@@ -46,26 +48,26 @@ impl PlainSocket {
 
 /// A stream that is a socket.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin + Sized {
-    fn into_socket(self) -> io::Result<Socket>;
-    fn from_socket(socket: Socket) -> io::Result<Self>;
+    fn into_socket(self) -> io::Result<OwnedFd>;
+    fn from_socket(socket: OwnedFd) -> io::Result<Self>;
 }
 
 impl Transport for UnixStream {
-    fn into_socket(self) -> io::Result<Socket> {
-        self.into_std().map(Socket::from)
+    fn into_socket(self) -> io::Result<OwnedFd> {
+        self.into_std().map(OwnedFd::from)
     }
 
-    fn from_socket(socket: Socket) -> io::Result<Self> {
+    fn from_socket(socket: OwnedFd) -> io::Result<Self> {
         Self::from_std(socket.into())
     }
 }
 
 impl Transport for TcpStream {
-    fn into_socket(self) -> io::Result<Socket> {
-        self.into_std().map(Socket::from)
+    fn into_socket(self) -> io::Result<OwnedFd> {
+        self.into_std().map(OwnedFd::from)
     }
 
-    fn from_socket(socket: Socket) -> io::Result<Self> {
+    fn from_socket(socket: OwnedFd) -> io::Result<Self> {
         Self::from_std(socket.into())
     }
 }
@@ -101,7 +103,7 @@ impl Wire for PlainSocket {
                 let sent = send(socket, buffers);
                 if is_exhausted(&sent, offered) {
                     let second = socket.try_clone()?;
-                    self.writable = Some(register(second, Interest::WRITABLE)?);
+                    self.writable = Some(watch(second, Interest::WRITABLE)?);
                 }
                 match moved(sent) {
                     Some(sent) => return Poll::Ready(sent),
@@ -124,20 +126,8 @@ impl Wire for PlainSocket {
     }
 
     fn poll_close(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.readable.get_ref().shutdown(Shutdown::Write))
+        Poll::Ready(SockRef::from(self.readable.get_ref()).shutdown(Shutdown::Write))
     }
-}
-
-/// Asks the reactor to watch a socket.
-#[expect(
-    unsafe_code,
-    reason = "the reactor trusts its caller that the descriptor stays open"
-)]
-fn register(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
-    // SAFETY: a `Socket` owns its descriptor, always gives the same one, and closes it when it is
-    // dropped; it is not dropped before the `AsyncFd` that owns it.
-    let registered = unsafe { AsyncFd::register_with_interest(socket, interest) };
-    Ok(registered?)
 }
 
 /// Whether the kernel has no more to give or take now.
@@ -158,14 +148,16 @@ fn moved(call: io::Result<usize>) -> Option<io::Result<usize>> {
     }
 }
 
-fn recv(socket: &Socket, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+fn recv(socket: &OwnedFd, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    let socket = SockRef::from(socket);
     match buffers {
-        [one] => { socket }.read(one),
-        many => { socket }.read_vectored(many),
+        [one] => { &*socket }.read(one),
+        many => { &*socket }.read_vectored(many),
     }
 }
 
-fn send(socket: &Socket, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+fn send(socket: &OwnedFd, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+    let socket = SockRef::from(socket);
     match buffers {
         [one] => socket.send_with_flags(one, MSG_NOSIGNAL),
         many => socket.send_vectored_with_flags(many, MSG_NOSIGNAL),
