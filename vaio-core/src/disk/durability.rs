@@ -318,6 +318,9 @@ impl Disk {
     /// Starts to bring everything that was acknowledged before this call to `level`. Newer writes
     /// never extend it. Runs beside guest IO.
     ///
+    /// On a disk that is quiesced, also inside a verb's commit, what it moves is admitted. One that
+    /// runs when the disk is being quiesced goes on when it is resumed.
+    ///
     /// # Errors
     /// [`ErrorKind::Gone`] when the disk is closed. What the flush itself meets comes from
     /// [`Flushing::wait`].
@@ -335,7 +338,10 @@ impl Disk {
         let ended = Arc::<Ended>::default();
         ended.last_remaining.store(initial_bytes, Ordering::Relaxed);
         let (inner, report) = (Arc::clone(&self.inner), Arc::clone(&ended));
+        let counted = core.gate.try_enter_quiet();
+        let counted = counted.then(|| Entered(Arc::clone(core)));
         let job = run_to_end(core, "flush_to", async move {
+            let _counted = counted;
             inner.bring_to(level, marks).await
         });
         core.rt.spawn(
