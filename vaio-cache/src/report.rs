@@ -48,7 +48,10 @@ impl Cache {
             .with_detail("mode", self.way())
             .with_detail("device", if is_failed { "failed" } else { "works" })
             .with_detail("backing", if is_held { "held at a point" } else { "open" })
-            .with_value("oldest_dirty_ms", u64::try_from(oldest_ms).unwrap_or(u64::MAX))
+            .with_value(
+                "oldest_dirty_ms",
+                u64::try_from(oldest_ms).unwrap_or(u64::MAX),
+            )
             .with_value("log_used_bytes", u64::from(used) * segment_bytes)
             .with_value("log_bytes", u64::from(all) * segment_bytes)
             .with_value("destaged_bytes_total", count(&counters.destaged_bytes))

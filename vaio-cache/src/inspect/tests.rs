@@ -9,8 +9,8 @@ use vaio_core::RamDisk;
 use super::*;
 use crate::{
     Sizes,
-    geometry::Geometry,
     checksum::Seed,
+    geometry::Geometry,
     record::{self, Entry},
 };
 
