@@ -48,14 +48,23 @@ impl Cache {
             .with_detail("mode", self.way())
             .with_detail("device", if is_failed { "failed" } else { "works" })
             .with_detail("backing", if is_held { "held at a point" } else { "open" })
-            .with_value("oldest_dirty_ms", u64::try_from(oldest_ms).unwrap_or(u64::MAX))
+            .with_value(
+                "oldest_dirty_ms",
+                u64::try_from(oldest_ms).unwrap_or(u64::MAX),
+            )
             .with_value("log_used_bytes", u64::from(used) * segment_bytes)
             .with_value("log_bytes", u64::from(all) * segment_bytes)
             .with_value("destaged_bytes_total", count(&counters.destaged_bytes))
             .with_value("writes_waited_total", count(&counters.waited))
-            .with_value("holds_lost_total", count(&counters.holds_lost));
+            .with_value("holds_lost_total", count(&counters.holds_lost))
+            .with_value("clean_bytes", self.store.bytes())
+            .with_value("read_hits_total", count(&self.store.hits))
+            .with_value("read_misses_total", count(&self.store.misses));
         if is_failed {
             return state.with_problem("the cache device failed; writes go through");
+        }
+        if self.is_full.load(Relaxed) {
+            return state.with_problem("the log is full; writes go at the pace of the backing");
         }
         state
     }

@@ -37,6 +37,7 @@ mod systemd;
 #[cfg(test)]
 mod testing;
 mod watchdog;
+mod watched;
 
 use std::{ffi::OsString, process::ExitCode};
 

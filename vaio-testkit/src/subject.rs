@@ -166,9 +166,15 @@ impl Subject {
         self
     }
 
-    /// Logical blocks of the guest's disk: default 4 at tiny scale and 64 else; the fewer the faster.
+    /// Logical blocks of the guest's disk: default 4 at tiny scale and 64 else; the fewer the faster,
+    /// at least 4: the suite's operations reach so far.
+    ///
+    /// # Panics
+    /// If there are fewer.
     #[must_use]
     pub fn guest_blocks(mut self, blocks: impl Fn(Scale) -> u64 + Send + Sync + 'static) -> Self {
+        let is_enough = [Scale::Tiny, Scale::Small].map(|scale| blocks(scale) >= 4);
+        assert_eq!(is_enough, [true; 2], "a guest's disk has at least 4 blocks");
         self.guest_blocks = Arc::new(blocks);
         self
     }

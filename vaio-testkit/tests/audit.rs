@@ -25,19 +25,19 @@ fn write_back(promise: Promise) -> Subject {
 }
 
 vaio_testkit::barrier_audit! {
-    #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+    #[ignore = "hours: see .ci/nightly"]
     write_back_at_flush: write_back(Promise::AtFlush),
     explained = []
 }
 
 vaio_testkit::barrier_audit! {
-    #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+    #[ignore = "hours: see .ci/nightly"]
     write_back_at_ack: write_back(Promise::AtAck),
     explained = []
 }
 
 vaio_testkit::barrier_audit! {
-    #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+    #[ignore = "hours: see .ci/nightly"]
     ordered: Twin::Ordered.subject(Promise::Ordered, None),
     explained = [
         "write_back/recover.rs:replay < src/twins/write_back/recover.rs:open" => "each record was flushed by itself",
@@ -45,7 +45,7 @@ vaio_testkit::barrier_audit! {
 }
 
 vaio_testkit::barrier_audit! {
-    #[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+    #[ignore = "hours: see .ci/nightly"]
     mirror: Twin::Mirror.subject(Promise::AtFlush, None),
     explained = [
         "source.rs:flush_to" => "the disk was flushed before its sources are asked",
@@ -428,7 +428,7 @@ fn dropped_flushes_of_the_mirror_twin_are_killed() {
 }
 
 #[test]
-#[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+#[ignore = "hours: see .ci/nightly"]
 fn every_needed_barrier_of_the_mirror_twin_is_killed() {
     let subject = Twin::Mirror.subject(Promise::AtFlush, None);
     let settings = AuditSettings::default().with_mutants(&[Mutant::Drop]);
@@ -437,7 +437,7 @@ fn every_needed_barrier_of_the_mirror_twin_is_killed() {
 }
 
 #[test]
-#[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+#[ignore = "hours: see .ci/nightly"]
 fn every_needed_barrier_of_the_write_back_twin_is_killed() {
     let settings =
         AuditSettings::default().with_mutants(&[Mutant::Drop, Mutant::Early, Mutant::Swap]);
@@ -447,7 +447,7 @@ fn every_needed_barrier_of_the_write_back_twin_is_killed() {
 }
 
 #[test]
-#[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+#[ignore = "hours: see .ci/nightly"]
 fn every_needed_barrier_of_the_ordered_twin_is_killed() {
     let subject = Twin::Ordered.subject(Promise::Ordered, None);
     let settings = AuditSettings::default().with_mutants(&[Mutant::Drop]);
@@ -502,7 +502,7 @@ fn assert_only_the_unneeded_flush_survives(report: &AuditReport) {
 }
 
 #[test]
-#[ignore = "nightly: cargo test --release --test audit -- --ignored"]
+#[ignore = "hours: see .ci/nightly"]
 fn unneeded_flush_in_the_write_back_twin_is_named_with_its_line() {
     let settings = AuditSettings::default().with_mutants(&[Mutant::Drop]);
     let report = audit::run(&flushing_write_back(), &settings);

@@ -632,6 +632,28 @@ fn violation_of_a_live_read_says_what_was_in_place() {
 }
 
 #[test]
+fn order_hash_tells_histories_with_equal_legal_sets_apart() {
+    let elsewhere = GuestOp::Write {
+        block: 1,
+        count: 1,
+        fua: false,
+    };
+    let mut after = guest(Promise::OrderedByFlush);
+    after.done(WRITE);
+    after.done(GuestOp::Flush);
+    after.start(elsewhere);
+    let mut beside = guest(Promise::OrderedByFlush);
+    beside.done(WRITE);
+    let (flush, _) = beside.start(GuestOp::Flush);
+    beside.start(elsewhere);
+    beside.end(flush);
+    assert_eq!(after.0.legal_hash(), beside.0.legal_hash());
+    let order = |guest: &Guest| guest.0.history().order_hash();
+    assert_ne!(order(&after), order(&beside));
+    assert_eq!(order(&after), order(&after.clone()));
+}
+
+#[test]
 fn legal_hash_is_that_of_the_legal_sets() {
     let mut guest = guest(Promise::AtFlush);
     let fresh = guest.0.legal_hash();

@@ -18,7 +18,7 @@ use std::{
     fs::File,
     future::poll_fn,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker, ready},
@@ -33,12 +33,10 @@ use rustix::{
     fs::Advice,
     io::{Errno, ReadWriteFlags},
 };
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    runtime::Handle,
-    task::coop,
-};
+use tokio::{io::Interest, runtime::Handle, task::coop};
 use vaio_core::Rt;
+
+use crate::watched::{Watched, watch};
 
 use super::{
     engine::{Answer, Failure, Request},
@@ -88,7 +86,7 @@ impl Ring {
         ring.submitter().register_files(&[file.as_raw_fd()])?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
-        let event = watch(event)?;
+        let event = watch(event, Interest::READABLE)?;
         let state = State {
             ring,
             table: Table::new(),
@@ -144,18 +142,6 @@ fn build() -> io::Result<IoUring> {
         }
         built => built,
     }
-}
-
-/// Registers the ring's event with the runtime's reactor.
-fn watch(event: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    #[expect(
-        unsafe_code,
-        reason = "the descriptor is owned and open as long as the AsyncFd"
-    )]
-    // SAFETY: `event` owns its descriptor, `as_raw_fd` always returns that one, and nothing takes
-    // it out of the `AsyncFd` or closes it before.
-    let watched = unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) };
-    Ok(watched?)
 }
 
 /// The answer to one request, later.
@@ -366,7 +352,7 @@ fn sqe(request: &mut Request, progress: usize) -> squeue::Entry {
 /// The task that waits for the kernel.
 struct Driver {
     shared: Arc<Shared>,
-    event: AsyncFd<OwnedFd>,
+    event: Watched,
     spoils: Spoils,
 }
 

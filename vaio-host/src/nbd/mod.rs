@@ -33,6 +33,7 @@ mod reply;
 mod server;
 mod session;
 mod slots;
+mod socket;
 mod stall;
 mod stop;
 mod tls;

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 
 use super::{
@@ -24,6 +23,7 @@ use super::{
     },
     query::Queries,
     server::{Shared, within},
+    socket::{PlainSocket, Transport},
     stop::Stopped,
     wire::Wire,
 };
@@ -62,7 +62,10 @@ pub(super) async fn refuse(stream: Stream, shared: &Shared) {
     }
 }
 
-async fn refuse_stream<W: Wire>(mut wire: W, shared: &Shared, negotiation: Negotiation) {
+async fn refuse_stream(stream: impl Transport, shared: &Shared, negotiation: Negotiation) {
+    let Ok(mut wire) = PlainSocket::new(stream) else {
+        return;
+    };
     // Whether it listens or not, it is closed.
     let told = handshake(&mut wire, shared, negotiation);
     let _ = within(REFUSAL_TIMEOUT, told).await;
@@ -70,15 +73,12 @@ async fn refuse_stream<W: Wire>(mut wire: W, shared: &Shared, negotiation: Negot
 
 /// What the handshake led to.
 enum Established<S> {
-    Plain(S, Inbox, Session),
+    Plain(PlainSocket, Inbox, Session),
     Tls(Box<TlsStream<S>>, Inbox, Session),
     Closed,
 }
 
-async fn serve_stream<S>(stream: S, shared: &Shared) -> io::Result<()>
-where
-    S: Wire + AsyncRead + AsyncWrite,
-{
+async fn serve_stream<S: Transport>(stream: S, shared: &Shared) -> io::Result<()> {
     let stopped = shared.stop.subscribe();
     let established = stopped.unless(establish(stream, shared));
     let established = match within(shared.settings.handshake_timeout, established).await {
@@ -92,8 +92,8 @@ where
         }
     };
     match established {
-        Established::Plain(stream, inbox, session) => {
-            transmit(stream, inbox, &session, shared, stopped).await
+        Established::Plain(socket, inbox, session) => {
+            transmit(socket, inbox, &session, shared, stopped).await
         }
         Established::Tls(stream, inbox, session) => {
             transmit(*stream, inbox, &session, shared, stopped).await
@@ -102,24 +102,23 @@ where
     }
 }
 
-async fn establish<S>(mut stream: S, shared: &Shared) -> io::Result<Established<S>>
-where
-    S: Wire + AsyncRead + AsyncWrite,
-{
+async fn establish<S: Transport>(stream: S, shared: &Shared) -> io::Result<Established<S>> {
+    let mut socket = PlainSocket::new(stream)?;
     let tls = match &shared.settings.tls {
         None => Tls::Off,
         Some(_) if shared.settings.tls_required => Tls::Required,
         Some(_) => Tls::Offered,
     };
     let negotiation = Negotiation::new(tls);
-    let (mut negotiation, inbox, next) = handshake(&mut stream, shared, negotiation).await?;
+    let (mut negotiation, inbox, next) = handshake(&mut socket, shared, negotiation).await?;
     match (next, &shared.settings.tls) {
-        (Next::Transmit(session), _) => Ok(Established::Plain(stream, inbox, session)),
+        (Next::Transmit(session), _) => Ok(Established::Plain(socket, inbox, session)),
         (Next::StartTls, Some(tls)) => {
             // What was sent in the clear before TLS must never be taken for part of it.
             if !inbox.filled().is_empty() {
                 return Err(invalid("plain text behind STARTTLS"));
             }
+            let stream: S = socket.into_stream()?;
             let mut stream = Box::new(tls.acceptor().accept(stream).await?);
             negotiation.tls_started();
             let mut inbox = Inbox::new(INBOX_FIRST);
@@ -132,7 +131,7 @@ where
             }
         }
         (Next::Close | Next::StartTls | Next::Continue, _) => {
-            poll_fn(|cx| stream.poll_close(cx)).await?;
+            poll_fn(|cx| socket.poll_close(cx)).await?;
             Ok(Established::Closed)
         }
     }

@@ -50,7 +50,7 @@ crate::__vaio_cases! { names, [] }
 /// # use vaio_testkit::twins::observer::ObserverFactory;
 /// vaio_testkit::conformance!(my_observer: ObserverFactory::default());
 /// vaio_testkit::conformance!(same_with_a_known_bug: ObserverFactory::default(),
-///     known_failures = ["crash::torn" => "tracked as PROJ-1"]);
+///     known_failures = ["torn::large_writes" => "tracked as PROJ-1"]);
 /// # fn main() {}
 /// ```
 ///

@@ -146,9 +146,14 @@ pub fn run_case(subject: &Subject, name: &str, budget: &Budget) -> Said {
 /// Does one case as a test.
 ///
 /// # Panics
-/// If the filter breaks its promise in it, or passes although it is a known failure.
+/// If the filter breaks its promise in it, or passes or is skipped although it is a known failure;
+/// if a known failure or a saved plan is of no case that exists.
 pub fn check(subject: &Subject, name: &str, caller: &Caller) {
     let budget = Budget::from_env();
+    for (case, _) in caller.known_failures {
+        let is_case = CASES.contains(case);
+        assert!(is_case, "known_failures names `{case}`, which is no case");
+    }
     let known = caller.known_failures.iter().find(|(case, _)| *case == name);
     let quiet = quietly::begin();
     let plans = saved_plans(name, caller);
@@ -162,7 +167,12 @@ pub fn check(subject: &Subject, name: &str, caller: &Caller) {
     };
     drop(quiet);
     match (said, known) {
-        (Said::Skipped(why), _) => println!("{name}: skipped: {why}"),
+        (Said::Skipped(why), None) => println!("{name}: skipped: {why}"),
+        (Said::Skipped(why), Some(_)) => {
+            panic!(
+                "{name} is skipped ({why}), but is listed as a known failure: take it off the list"
+            )
+        }
         (Said::Passed(work), None) => println!("{name}: {work}"),
         (Said::Passed(_), Some((_, why))) => {
             panic!("{name} passes, but is listed as a known failure ({why}): take it off the list")
@@ -224,6 +234,12 @@ fn saved_plans(name: &str, caller: &Caller) -> Vec<(String, Plan)> {
         let plan: Plan = text
             .parse()
             .unwrap_or_else(|error| panic!("path={}: {error}", path.display()));
+        assert!(
+            CASES.contains(&&*plan.case),
+            "the plan is of `{}`, which is no case any more: name another one or remove it, path={}",
+            plan.case,
+            path.display()
+        );
         (plan.case == name).then(|| (path.display().to_string(), plan))
     };
     if let Some(path) = env::var_os("VAIO_PLAN") {

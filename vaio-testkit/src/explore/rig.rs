@@ -142,6 +142,11 @@ impl Rig {
         }
     }
 
+    /// A hash of what is durable, and of what a filter that opens it is told.
+    pub(super) fn hash(&self) -> u64 {
+        mix(self.snapshot().hash(), self.scale as u64)
+    }
+
     /// Power fails: all media keep what `pick` says of what was not durable. The host is dead.
     pub fn lose_power(&self, pick: impl FnOnce(&CrashPoint) -> CrashCase) {
         let point = self.snapshot().crash_point(&self.names());

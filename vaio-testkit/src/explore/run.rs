@@ -40,6 +40,9 @@ pub struct Ran {
     pub steps: u64,
     /// Hash of everything that happened.
     pub hash: u64,
+    /// Hash of what the guest saw happen, in order, and of what is on the disks in the end: the same
+    /// for a run and a replay of its choices.
+    pub outcome: u64,
     /// Reach marks.
     pub marks: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -111,6 +114,7 @@ pub(crate) fn recorded_in(lab: &Lab, plan: &Plan, sim: &Sim, seen: &mut Seen) ->
         steps: sim.trace().steps(),
         // And what is on the disks in the end: data that differs shows nowhere else.
         hash: mix(sim.trace().hash(), rig.snapshot().hash()),
+        outcome: mix(belief.oracle().history().order_hash(), rig.hash()),
         marks: sim.marks(),
     };
     Recorded {

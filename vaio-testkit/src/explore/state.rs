@@ -8,6 +8,7 @@ use vaio_core::Disk;
 use super::{
     Broken, Checks, Lab,
     guest::{Belief, Guest, OnError},
+    hash::{hash_of, mix},
     recovered::{Recovered, Recoveries},
     rig::{Rig, RigSnapshot, limits},
     target,
@@ -224,7 +225,7 @@ fn second_era(
     let Some(known) = known else {
         return end(lab, world);
     };
-    let media = rig.snapshot().hash();
+    let media = rig.hash();
     let before = belief.oracle().clone();
     let script = known.ends.get(media);
     if let Some(after) = script.and_then(|script| script.put_to(&before)) {
@@ -385,12 +386,13 @@ fn crashes_in_recovery(
     for snapshot in snapshots {
         let point = snapshot.crash_point(&names);
         let tiers = [Tier::None, Tier::All, Tier::DropOne, Tier::KeepOne];
-        let cases = point.cases(&tiers, &mut |_| 0, &mut |hash| known.insert(hash));
-        for case in cases {
-            for sidecar in snapshot.sidecar.images() {
+        for sidecar in snapshot.sidecar.images() {
+            let salt = hash_of(sidecar.as_deref());
+            let mut is_new = |hash| known.insert(mix(salt, hash));
+            for case in point.cases(&tiers, &mut |_| 0, &mut is_new) {
                 let state = State {
                     left: Left::Images(point.images(&case)),
-                    sidecar,
+                    sidecar: sidecar.clone(),
                     oracle: oracle.clone(),
                     scale,
                     variant: case.hash,

@@ -44,13 +44,15 @@ pub(crate) fn check(
     if cases.is_empty() {
         return Ok(0);
     }
-    let mut check = OrderedCheck::keeping(oracle, subject.target_promise());
+    // Each is what one crash leaves: none came before another.
+    let fresh = OrderedCheck::keeping(oracle, subject.target_promise());
     let mut images = 0;
     for case in cases {
         images += 1;
         let image = point.images(&case);
         let values = values_of(&image[0], oracle.settings().blocks);
-        check
+        fresh
+            .clone()
             .check(&values)
             .map_err(|violation| (violation.into(), point.spec(&case)))?;
     }

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What was checked before: equal crash states need one check in a campaign, and equal media one
-/// recovery.
+/// recovery. Belongs to one [`Lab`]: what another one checks is not the same.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// Never iterated. Its keys are hashes.
@@ -232,7 +232,7 @@ impl Inner {
     fn power(&mut self) -> Result<(), Found> {
         let snapshot = self.rig.snapshot();
         let point = snapshot.crash_point(&self.rig.names());
-        let legal = self.belief.oracle().legal_hash();
+        let legal = self.legality();
         let tiers = self.lab.checks.tiers.clone();
         for sidecar in snapshot.sidecar.images() {
             let salt = mix(legal, hash_of(sidecar.as_deref()));
@@ -248,6 +248,7 @@ impl Inner {
             crashed.crash();
             for case in cases {
                 let media = mix(case.hash, hash_of(sidecar.as_deref()));
+                let media = mix(media, self.scale as u64);
                 let known = self.seen.recoveries.checks.get(media);
                 if let Some(known) = known.filter(|known| known.put_to(&crashed).is_some()) {
                     self.work.states += known.states;
@@ -280,7 +281,7 @@ impl Inner {
     /// The process dies: what the media acknowledged stays, what is in flight lands or does not.
     fn kill(&mut self) -> Result<(), Found> {
         let snapshot = self.rig.snapshot();
-        let legal = self.belief.oracle().legal_hash();
+        let legal = self.legality();
         for landing in [Landing::Lost, Landing::Lands] {
             let media: Vec<Media> = self
                 .rig
@@ -318,6 +319,16 @@ impl Inner {
         Ok(())
     }
 
+    /// A hash of all that decides, beside the media, whether a crash now is legal.
+    fn legality(&self) -> u64 {
+        let oracle = self.belief.oracle();
+        let mut hash = oracle.legal_hash();
+        if self.lab.checks.ordered && self.lab.subject.ordered_target().is_some() {
+            hash = mix(hash, oracle.history().order_hash());
+        }
+        mix(hash, self.scale as u64)
+    }
+
     fn state(&self, left: Left, sidecar: Option<bytes::Bytes>, variant: u64) -> State {
         let mut oracle = self.belief.oracle().clone();
         oracle.crash();
@@ -333,7 +344,7 @@ impl Inner {
     /// The target of an ordered promise is a cut, alone, whatever a crash leaves of it.
     fn target(&mut self) -> Result<(), Found> {
         let oracle = self.belief.oracle().clone();
-        let salt = mix(oracle.legal_hash(), u64::from(self.boundary) ^ 0x7a76);
+        let salt = mix(self.legality(), 0x7a76);
         let seen = &mut self.seen.states;
         let mut is_new = |hash| seen.insert(mix(salt, hash));
         match target::check(&self.lab.subject, &self.rig, &oracle, &mut is_new) {

@@ -4,6 +4,7 @@
 //! ordered cut is computed from, and what a failure shows.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::stamp::Value;
@@ -101,6 +102,20 @@ impl History {
     /// Every operation with its number, in order of submission.
     pub fn ops(&self) -> impl Iterator<Item = (OpId, &Record)> {
         (1..).map(OpId).zip(&self.ops)
+    }
+
+    /// A hash of the operations and of the order in which they were sent and answered, without what
+    /// they wrote and returned.
+    pub fn order_hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for record in &self.ops {
+            let ended = std::mem::discriminant(&record.ended);
+            (record.op, record.submit, record.end, ended).hash(&mut hasher);
+        }
+        for crash in &self.crashes {
+            crash.at.hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// Every crash, in order.

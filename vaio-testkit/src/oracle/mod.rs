@@ -355,7 +355,8 @@ impl Oracle {
     }
 
     /// A hash of [`legal`](Self::legal) over all blocks: two crash points with equal images and equal
-    /// hashes need one check.
+    /// hashes need one check of what each block shows. What blocks show together, which an ordered
+    /// promise is about, hangs on [`History::order_hash`] too.
     pub fn legal_hash(&self) -> u64 {
         let mut hash = 0;
         for (page, number) in self.pages.iter().zip(0u64..) {

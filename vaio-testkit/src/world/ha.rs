@@ -339,7 +339,7 @@ impl Vm {
             Some(Target::Backing) => &self.backing,
             Some(Target::Device(name)) => local
                 .disk(&name)
-                .ok_or_else(|| Broken::new("ordered", format!("no device {name}")))?,
+                .ok_or_else(|| Broken::new("target-does-not-start", format!("no device {name}")))?,
         };
         let snapshot = target.snapshot();
         let oracle = self.belief.oracle().clone();

@@ -1,8 +1,8 @@
 //! Several hosts: links, leases, hand-over and fail-over; the correct twins raise no alarm, and the
 //! kit finds what is put into them.
 //!
-//! `VAIO_WORLD_SEEDS` says how many random runs each case and script gets: 12 by default, 200 in
-//! CI (`--release`: a minute), 2000 at night.
+//! `VAIO_WORLD_SEEDS` says how many random runs each case and script gets: 12 by default,
+//! 2000 in `.ci/nightly`.
 
 mod cases;
 mod lease;

@@ -139,7 +139,7 @@ fn same(subject: &Subject, budget: &Budget, quick: u64, by_plan: bool) -> Said {
         } else {
             first.hash
         };
-        if second.hash == second_again {
+        if second.hash == second_again && second.outcome == first.outcome {
             continue;
         }
         // Once more with everything written down; what differs by chance may be the same by chance.
