@@ -84,6 +84,8 @@ impl Cache {
         // Y1: also past the records that were given up: one may be whole on the device.
         self.persist(next).await?;
         self.is_bypassed.store(true, Relaxed);
+        // What it holds for reads is used as long as it verifies; it takes no more.
+        self.store.stop();
         self.cx.rt().probe("cache.degraded");
         Ok(())
     }
@@ -144,6 +146,10 @@ impl Cache {
             let whole = self.cx.below().extent();
             let _alone = self.below.ranges.lock(whole, LockMode::Exclusive).await;
             let newest = newest(&self.below.kept().writes);
+            // X1: what is below may be older at the moment.
+            let geometry = self.device.geometry();
+            let changes = newest.iter().map(|(extent, _)| geometry.span(*extent));
+            let _changes: Vec<_> = changes.map(|span| self.store.change(span)).collect();
             for (extent, content) in newest {
                 match content {
                     Content::Data(data) => lower.write(extent.offset(), data).await?,

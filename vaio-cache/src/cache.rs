@@ -13,7 +13,7 @@ use vaio_core::{AttachContext, Notice, Severity, sync, sync::Notify};
 
 use crate::{
     bypass::Below, destage::Demand, device::CacheDevice, hold::Hold, log::Log, pace::Guest,
-    passage::Passage, report::Counters, settings::CacheSettings,
+    passage::Passage, report::Counters, settings::CacheSettings, store::Store,
 };
 
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(crate) struct Cache {
     pub(crate) cx: AttachContext,
     pub(crate) settings: CacheSettings,
     pub(crate) device: CacheDevice,
+    pub(crate) store: Store,
     log: Mutex<Log>,
     /// The log has moved on: something was published, destaged or let go.
     pub(crate) progress: Notify,
@@ -60,6 +61,7 @@ impl Cache {
         Self {
             cx,
             settings,
+            store: Store::new(*device.geometry()),
             device,
             log: Mutex::new(log),
             progress: Notify::default(),

@@ -18,14 +18,19 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::{Either, join_all, select};
-use vaio_core::{BlockDeviceExt, Error, Extent, Instant, Result, RuntimeExt, Severity, Step};
+use vaio_core::{
+    BlockDeviceExt, Error, ErrorKind, Extent, Instant, Result, RuntimeExt, Severity, Step,
+};
 
 use crate::{
     cache::Cache,
-    log::{Batch, Destage},
+    geometry::At,
+    log::{Batch, Destage, Folded},
     map::{Found, Source},
     pace::{Load, make_way, wait},
+    record::Header,
     report::Counters,
+    scan::headers_of,
 };
 
 /// IOs of the destager at the same time; the filter's reserved slots.
@@ -131,7 +136,7 @@ impl Cache {
                 Duration::MAX
             };
             // A cut that is due takes no more records, and is whole when the last of it is there.
-            if pause.is_zero() && self.log().batch_end(self.settings.destage()).is_some() {
+            if pause.is_zero() && self.is_whole() {
                 return;
             }
             if pause.is_zero() {
@@ -144,6 +149,47 @@ impl Cache {
                 wanted.await;
             }
         }
+    }
+
+    /// Whether the next batch is there, or can be read back.
+    fn is_whole(&self) -> bool {
+        let how = self.settings.destage();
+        let mut log = self.log();
+        log.to_unfold(how).is_some() || log.batch_end(how).is_some()
+    }
+
+    /// Reads back what the next batch may need.
+    async fn unfold(&self, how: Destage) -> Result<()> {
+        loop {
+            let Some(folded) = self.log().to_unfold(how) else {
+                return Ok(());
+            };
+            let own = self.headers_of(&folded).await?;
+            self.cx.rt().probe("cache.unfold");
+            self.log().unfold(&folded, own);
+        }
+    }
+
+    /// The headers that were folded, from the device (P3). Whoever calls keeps the segment.
+    pub(crate) async fn headers_of(&self, folded: &Folded) -> Result<Vec<(Header, At)>> {
+        let (live, epoch) = (folded.live(), folded.epoch());
+        let headers = headers_of(
+            &self.device,
+            &epoch,
+            live.segment,
+            live.first_seq,
+            &mut None,
+        )
+        .await?;
+        folded.own(headers).ok_or_else(|| {
+            let text = format!(
+                "records of dirty data on the cache device do not verify, segment={} end_seq={}; \
+                 replace the cache device",
+                live.segment,
+                folded.end_seq()
+            );
+            Error::new(ErrorKind::Corrupt, text)
+        })
     }
 
     fn pressure(&self) -> Load {
@@ -176,6 +222,7 @@ impl Cache {
     /// Brings one batch to the backing; gives its bytes.
     pub(crate) async fn destage_batch(&self) -> Result<u64> {
         let how = self.settings.destage();
+        self.unfold(how).await?;
         let (end, is_failed) = {
             let mut log = self.log();
             (log.batch_end(how), log.is_failed())

@@ -17,15 +17,27 @@ use vaio_core::{
 
 use crate::{
     cache::Cache,
-    geometry::index,
-    log::Log,
+    geometry::{At, index},
+    log::{Folded, Log, Part, entries_of},
     read::Taken,
-    record::{Entry, Kind},
+    record::{Entry, Header, Kind},
 };
 
 /// What the filter hands out.
 #[derive(Debug)]
 pub(crate) struct Source(pub(crate) Arc<Cache>);
+
+/// An entry of the log, its seq, and what holds it.
+type Dirty<'a> = (u64, Entry, Taken<'a>);
+
+/// What is in the log at some seq.
+enum Held<'a> {
+    End,
+    /// And the seq behind them.
+    Records(u64, Vec<Dirty<'a>>),
+    /// On the device, and its segment kept.
+    Folded(Folded, Taken<'a>),
+}
 
 /// The seq up to which everything has reached a level; `None`: nothing is ever short of it.
 fn reached(log: &Log, level: Level) -> Option<u64> {
@@ -37,23 +49,19 @@ fn reached(log: &Log, level: Level) -> Option<u64> {
 }
 
 impl Cache {
-    /// What is short of a level (Q1).
-    pub(crate) fn dirty(&self, level: Level) -> DirtyMap {
-        self.dirty_within(level, self.cx.below().extent())
-    }
-
     /// What is short of a level within a range (Q1).
     fn dirty_within(&self, level: Level, range: Extent) -> DirtyMap {
-        let mut extents = Vec::new();
-        if level != Level::Drained {
-            extents.extend_from_slice(self.below.dirty().extents());
+        if level == Level::Drained {
+            return DirtyMap::new();
         }
+        let mut extents = self.below.dirty().extents().to_vec();
         {
             let log = self.log();
-            if let Some(from) = reached(&log, level) {
-                let spans = log.spans_from(from);
-                let within = spans.map(|span| log.geometry().extent(span));
-                extents.extend(within.filter(|one| one.overlaps(range)));
+            let geometry = log.geometry();
+            let within = |span| Some(geometry.extent(span)).filter(|one| one.overlaps(range));
+            match level {
+                Level::CacheDurable => extents.extend(log.volatile_spans().filter_map(within)),
+                _ => extents.extend(log.dirty_spans().filter_map(within)),
             }
         }
         // Sorted and merged with the lock given back.
@@ -61,38 +69,94 @@ impl Cache {
         within.filter_map(|one| one.intersect(range)).collect()
     }
 
-    /// Dirty entries from a seq on, up to a size, each with what holds it.
-    fn dirty_entries(
+    /// Bytes of [`dirty_within`](Self::dirty_within) the whole disk, in time that does not grow with them; what is overwritten
+    /// at the moment may count twice.
+    pub(crate) fn dirty_bytes(&self, level: Level) -> u64 {
+        let log = match level {
+            Level::Drained => return 0,
+            Level::CacheDurable => self.log().volatile_bytes(),
+            _ => self.log().dirty_blocks_bytes(),
+        };
+        log + self.below.dirty().bytes()
+    }
+
+    /// Dirty entries from a seq on, about up to a size, each with what holds it. Empty only where
+    /// there are none.
+    async fn dirty_entries(
         &self,
         level: Level,
         from: u64,
         bytes_max: u64,
-    ) -> Vec<(u64, Entry, Taken<'_>)> {
-        let mut log = self.log();
-        let Some(reached) = reached(&log, level) else {
-            return Vec::new();
+    ) -> Result<Vec<Dirty<'_>>> {
+        let Some(reached) = reached(&self.log(), level) else {
+            return Ok(Vec::new());
         };
+        let mut from = from.max(reached);
+        loop {
+            let (end, entries) = match self.part(from, bytes_max) {
+                Held::End => return Ok(Vec::new()),
+                Held::Records(end, entries) => (end, entries),
+                Held::Folded(folded, pin) => {
+                    let headers = self.headers_of(&folded).await?;
+                    let entries = self.take_entries(&mut self.log(), &headers, from, bytes_max);
+                    drop(pin);
+                    (folded.end_seq(), entries)
+                }
+            };
+            if !entries.is_empty() {
+                return Ok(entries);
+            }
+            // Nothing but writes that were given up.
+            from = end;
+        }
+    }
+
+    /// What is at a seq, held there in the same moment.
+    fn part(&self, from: u64, bytes_max: u64) -> Held<'_> {
+        let mut log = self.log();
+        match log.part_from(from, bytes_max) {
+            Part::End => Held::End,
+            Part::Records(headers) => {
+                let end = headers.last().map_or(from, |(last, _)| last.end());
+                let entries = self.take_entries(&mut log, &headers, from, bytes_max);
+                Held::Records(end, entries)
+            }
+            Part::Folded(folded) => {
+                let pin = self.pin_segment(&mut log, folded.live().segment);
+                Held::Folded(folded, pin)
+            }
+        }
+    }
+
+    fn take_entries(
+        &self,
+        log: &mut Log,
+        headers: &[(Header, At)],
+        from: u64,
+        bytes_max: u64,
+    ) -> Vec<Dirty<'_>> {
+        let geometry = *log.geometry();
+        let entries = headers
+            .iter()
+            .flat_map(|(header, at)| entries_of(header, *at, &geometry))
+            .filter(|(seq, _, _)| *seq >= from);
         let mut bytes = 0;
-        let mut entries: Vec<(u64, Entry)> = Vec::new();
-        for (seq, entry) in log.entries_from(from.max(reached)) {
-            bytes += log.geometry().bytes(entry.span.count);
-            if bytes > bytes_max && !entries.is_empty() {
+        let mut taken = Vec::new();
+        for (seq, entry, found) in entries {
+            bytes += geometry.bytes(entry.span.count);
+            if bytes > bytes_max && !taken.is_empty() {
                 break;
             }
-            entries.push((seq, entry));
+            taken.push((seq, entry, self.take(log, &found)));
         }
-        let taken = entries.into_iter().map(|(seq, entry)| {
-            let found = log.found_of(seq);
-            (seq, entry, self.take(&mut log, &found))
-        });
-        taken.collect()
+        taken
     }
 }
 
 #[async_trait]
 impl DirtySource for Source {
     fn summary(&self, level: Level) -> DirtySummary {
-        let bytes = self.0.dirty(level).bytes();
+        let bytes = self.0.dirty_bytes(level);
         let log = self.0.log();
         let oldest = reached(&log, level).and_then(|from| log.oldest_from(from));
         let now = self.0.cx.rt().now();
@@ -126,7 +190,7 @@ impl DirtySource for Source {
     ) -> Result<Vec<DirtyPiece>> {
         let cache = &self.0;
         let mut pieces = Vec::new();
-        for (seq, entry, taken) in cache.dirty_entries(level, from.0, bytes_max) {
+        for (seq, entry, taken) in cache.dirty_entries(level, from.0, bytes_max).await? {
             let extent = cache.device.geometry().extent(entry.span);
             let data: Bytes = match entry.kind {
                 Kind::Data => cache.load(&taken).await?,

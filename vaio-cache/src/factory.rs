@@ -17,6 +17,7 @@ use crate::{
     log::{Limits, Log},
     recover,
     settings::{CACHE_DEVICE, CacheSettings, Durability, Mode, SPECS},
+    store,
 };
 
 /// Name of the filter.
@@ -59,9 +60,15 @@ impl CacheFactory {
         self
     }
 
-    fn geometry(&self, cx: &AttachContext, device: &dyn BlockDevice) -> Result<Geometry> {
+    fn geometry(
+        &self,
+        cx: &AttachContext,
+        device: &dyn BlockDevice,
+        settings: &CacheSettings,
+    ) -> Result<Geometry> {
         let block = cx.below().logical_block;
-        Geometry::new(block, device.info().capacity, &self.sizes)
+        let sizes = self.sizes.with_read_percent(settings.read_percent);
+        Geometry::new(block, device.info().capacity, &sizes)
     }
 
     fn settings(&self, cx: &AttachContext) -> CacheSettings {
@@ -108,7 +115,7 @@ impl FilterFactory for CacheFactory {
     async fn open(&self, cx: AttachContext) -> Result<Arc<dyn Filter>> {
         let settings = self.settings(&cx);
         let device = cx.device(CACHE_DEVICE)?;
-        let geometry = self.geometry(&cx, &*device)?;
+        let geometry = self.geometry(&cx, &*device, &settings)?;
         let device = CacheDevice::new(device, geometry)?;
         let limits = Limits {
             unflushed_bytes_max: settings.unflushed_bytes_max,
@@ -130,6 +137,9 @@ impl FilterFactory for CacheFactory {
         cache
             .cx
             .spawn("cache.destage", destage::run(Arc::clone(&cache)));
+        if cache.store.is_there() {
+            cache.cx.spawn("cache.fill", store::run(Arc::clone(&cache)));
+        }
         Ok(Arc::new(CacheFilter(cache)))
     }
 }

@@ -90,7 +90,7 @@ impl Filter for CacheFilter {
     }
 
     fn state(&self) -> FilterState {
-        let dirty_bytes = self.0.dirty(Level::BackingDurable).bytes();
+        let dirty_bytes = self.0.dirty_bytes(Level::BackingDurable);
         self.0.report(FilterState::dirty(dirty_bytes))
     }
 

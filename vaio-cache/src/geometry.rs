@@ -2,8 +2,8 @@
 //! on the cache device. Both count logical blocks of the disk.
 //!
 //! ```text
-//! | superblock 0 | superblock 1 | segment 0 | segment 1 | ... | segment n-1 |
-//!                               |records ...          |footer|
+//! | superblock 0 | superblock 1 | segment 0 | ... | segment n-1 | region 0 | ... | region m-1 |
+//!                               |records ..|footer|
 //! ```
 //! A *unit* is what is checksummed and mapped; a *header* is the metadata block of a record and the
 //! size of a superblock. Everything is a parameter, so that the same code runs on a few blocks.
@@ -60,6 +60,11 @@ pub struct Sizes {
     pub segment_bytes: u32,
     /// What a segment's footer may take. Default 64 KiB.
     pub footer_bytes: u32,
+    /// A region of the read store. Default 1 MiB; at most 64 MiB.
+    pub region_bytes: u32,
+    /// Of 100 bytes of the device, how many are for reads. Default 50; at most 90. The setting
+    /// `read_percent` replaces it.
+    pub read_percent: u32,
 }
 
 impl Default for Sizes {
@@ -69,6 +74,8 @@ impl Default for Sizes {
             header_bytes: 4 << 10,
             segment_bytes: 4 << 20,
             footer_bytes: 64 << 10,
+            region_bytes: 1 << 20,
+            read_percent: 50,
         }
     }
 }
@@ -82,7 +89,23 @@ impl Sizes {
             header_bytes: header,
             segment_bytes: segment,
             footer_bytes: footer,
+            region_bytes: 1 << 20,
+            read_percent: 50,
         }
+    }
+
+    /// The same with regions of another size.
+    #[must_use]
+    pub const fn with_region(mut self, region: u32) -> Self {
+        self.region_bytes = region;
+        self
+    }
+
+    /// The same with another share for reads.
+    #[must_use]
+    pub const fn with_read_percent(mut self, percent: u32) -> Self {
+        self.read_percent = percent;
+        self
     }
 }
 
@@ -94,6 +117,11 @@ const BLOCK_BYTES_MAX: u32 = 64 << 10;
 const UNIT_BYTES_MAX: u32 = 64 << 10;
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 const SEGMENT_BYTES_MAX: u32 = 1 << 30;
+const REGION_BYTES_MAX: u32 = 64 << 20;
+/// Fewest regions of a read store: one for each queue, one that is full, one spare.
+const REGIONS_MIN: u32 = 4;
+/// Most of the device that may be for reads.
+pub(crate) const READ_PERCENT_MAX: u32 = 90;
 
 /// The layout of one cache device, in logical blocks but for `block`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +134,9 @@ pub(crate) struct Geometry {
     pub(crate) footer: u32,
     /// Number of segments.
     pub(crate) segments: u32,
+    pub(crate) region: u32,
+    /// Number of regions; 0: no read store.
+    pub(crate) regions: u32,
 }
 
 impl Geometry {
@@ -116,7 +147,9 @@ impl Geometry {
     pub(crate) fn new(block: u32, capacity: u64, sizes: &Sizes) -> Result<Self> {
         let fits = sizes.unit_bytes <= UNIT_BYTES_MAX
             && (512..=HEADER_BYTES_MAX).contains(&sizes.header_bytes)
-            && sizes.segment_bytes <= SEGMENT_BYTES_MAX;
+            && sizes.segment_bytes <= SEGMENT_BYTES_MAX
+            && sizes.region_bytes <= REGION_BYTES_MAX
+            && sizes.read_percent <= READ_PERCENT_MAX;
         let blocks = |bytes: u32| bytes.div_ceil(block).max(1);
         let mut geometry = Self {
             block,
@@ -125,10 +158,22 @@ impl Geometry {
             segment: blocks(sizes.segment_bytes),
             footer: blocks(sizes.footer_bytes),
             segments: 0,
+            region: 0,
+            regions: 0,
         };
+        // Whole units.
+        geometry.region = (blocks(sizes.region_bytes) / geometry.unit).max(1) * geometry.unit;
         let device = (capacity / u64::from(block)).min(LOG_BLOCKS_MAX);
         let room = device.saturating_sub(2 * u64::from(geometry.header));
-        let segments = room / u64::from(geometry.segment);
+        let log_min = u64::from(SEGMENTS_MIN) * u64::from(geometry.segment);
+        let for_reads = room * u64::from(sizes.read_percent) / 100;
+        let for_reads = for_reads.min(room.saturating_sub(log_min));
+        let regions = for_reads / u64::from(geometry.region);
+        if regions >= u64::from(REGIONS_MIN) {
+            geometry.regions = u32::try_from(regions).expect("limited above");
+        }
+        let for_log = room - u64::from(geometry.regions) * u64::from(geometry.region);
+        let segments = for_log / u64::from(geometry.segment);
         geometry.segments = u32::try_from(segments).expect("limited above");
         if !fits {
             return Err(Error::config("sizes of the log are out of range"));
@@ -145,6 +190,7 @@ impl Geometry {
             && bytes(self.unit) <= u64::from(UNIT_BYTES_MAX)
             && (512..=u64::from(HEADER_BYTES_MAX)).contains(&bytes(self.header))
             && bytes(self.segment) <= u64::from(SEGMENT_BYTES_MAX)
+            && bytes(self.region) <= u64::from(REGION_BYTES_MAX)
             && self.footer > 0;
         if !in_range {
             return Err(Error::config("sizes of the log are out of range"));
@@ -154,6 +200,13 @@ impl Geometry {
             return Err(Error::config(format!(
                 "a segment has no room for a record, segment_blocks={} needed={overhead}",
                 self.segment
+            )));
+        }
+        let is_whole = self.region >= self.unit && self.region.is_multiple_of(self.unit);
+        if self.regions > 0 && !is_whole {
+            return Err(Error::config(format!(
+                "a region is not of whole units, region_blocks={} unit_blocks={}",
+                self.region, self.unit
             )));
         }
         if self.segments < SEGMENTS_MIN || self.blocks() > LOG_BLOCKS_MAX {
@@ -167,7 +220,25 @@ impl Geometry {
 
     /// Blocks of the device that are used.
     pub(crate) fn blocks(&self) -> u64 {
-        2 * u64::from(self.header) + u64::from(self.segments) * u64::from(self.segment)
+        2 * u64::from(self.header)
+            + u64::from(self.segments) * u64::from(self.segment)
+            + u64::from(self.regions) * u64::from(self.region)
+    }
+
+    /// Where a region of the read store lies.
+    pub(crate) fn region_at(&self, region: u32) -> At {
+        assert!(region < self.regions, "a region of the store");
+        At(2 * self.header + self.segments * self.segment + region * self.region)
+    }
+
+    /// Units in a region.
+    pub(crate) fn region_units(&self) -> u32 {
+        self.region / self.unit
+    }
+
+    /// Units in all regions.
+    pub(crate) fn store_units(&self) -> u64 {
+        u64::from(self.regions) * u64::from(self.region_units())
     }
 
     /// Where a superblock lies: they alternate.
@@ -280,6 +351,21 @@ mod tests {
         assert_eq!(geometry.segment_of(At(8)), 1);
         assert_eq!(geometry.after(3), 0);
         assert!(geometry.blocks() <= 30);
+    }
+
+    #[test]
+    fn regions_follow_the_segments_where_there_is_room_for_both() {
+        let sizes = TINY.with_region(2048).with_read_percent(45);
+        let geometry = Geometry::new(512, 44 * 512, &sizes).expect("a layout");
+        assert_eq!((geometry.regions, geometry.segments), (4, 4));
+        assert_eq!(geometry.region_at(0), At(2 + 4 * 6));
+        assert_eq!((geometry.region_units(), geometry.store_units()), (2, 8));
+        assert!(geometry.blocks() <= 44);
+        let small = Geometry::new(512, 34 * 512, &sizes).expect("a layout");
+        assert_eq!((small.regions, small.segments), (0, 5), "no store of three");
+        let none = Geometry::new(512, 44 * 512, &sizes.with_read_percent(0)).expect("a layout");
+        assert_eq!((none.regions, none.segments), (0, 7));
+        assert!(Geometry::new(512, 44 * 512, &sizes.with_read_percent(91)).is_err());
     }
 
     #[test]

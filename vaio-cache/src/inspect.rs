@@ -172,10 +172,12 @@ pub struct LogView {
     pub destaged_seq: u64,
     /// Bytes of a logical block of the disk.
     pub logical_block: u32,
-    /// Bytes of a unit, a header, a segment and a footer.
+    /// Bytes of a unit, a header, a segment, a footer and a region.
     pub sizes: crate::Sizes,
     /// Segments in the ring.
     pub segment_count: u32,
+    /// Regions of the read store behind them; 0: none. What is in them is known in memory only.
+    pub region_count: u32,
     /// Opens whose records may be there, oldest first.
     pub epochs: Vec<EpochView>,
     /// Segments that hold records, oldest first.
@@ -336,8 +338,10 @@ fn empty(superblock: &Superblock) -> LogView {
             bytes(geometry.header),
             bytes(geometry.segment),
             bytes(geometry.footer),
-        ),
+        )
+        .with_region(bytes(geometry.region)),
         segment_count: geometry.segments,
+        region_count: geometry.regions,
         epochs: Vec::new(),
         segments: Vec::new(),
         end_seq: superblock.destaged_seq,

@@ -26,7 +26,8 @@
 //! `destage`, `bypass`, `hold` and `dirty` act on it. `recover` opens it after whatever happened
 //! (`scan` reads it, `lost` counts what an open would give up);
 //! `superblock`, `record`, `footer` and `checksum` are the format, which `docs/spec/cache-format.md`
-//! describes.
+//! describes. `store` is what is
+//! kept for reads.
 //!
 //! Invariants are numbered in the first lines of the file that keeps them, and named where code
 //! depends on them.
@@ -58,7 +59,9 @@ mod report;
 mod scan;
 mod segments;
 mod settings;
+mod store;
 mod superblock;
+mod table;
 mod write;
 
 pub use factory::{CacheFactory, NAME};

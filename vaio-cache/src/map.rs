@@ -1,6 +1,6 @@
 //! The map: which part of the log holds the newest content of a block. Pure.
 //!
-//! Whole units are in an open-addressed table of 12-byte slots; parts of units are *fragments* in
+//! Whole units are in a [`Table`] of 12-byte slots; parts of units are *fragments* in
 //! a tree. A fragment remembers the piece that it is part of, because that is what was
 //! checksummed.
 //!
@@ -10,7 +10,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::geometry::{At, Geometry, Span};
+use crate::{
+    geometry::{At, Geometry, Span},
+    table::{self, Slot, Table},
+};
 
 /// Something in the log with a checksum of its own: part of a write, within one unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,42 +48,33 @@ pub(crate) struct Found {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Slot {
-    unit: u32,
-    /// Highest bit: zeroes.
-    at: u32,
-    crc: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
 struct Fragment {
     count: u64,
     piece: Piece,
 }
 
-const EMPTY: u32 = u32::MAX;
+/// In a slot's place: zeroes.
 const ZEROES: u32 = 1 << 31;
-const SLOTS_MIN: usize = 64;
 /// Units that a map can name.
-pub(crate) const UNITS_MAX: u64 = EMPTY as u64;
+pub(crate) const UNITS_MAX: u64 = table::EMPTY as u64;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Map {
     geometry: Geometry,
-    /// A power of two of them, at most four fifths used.
-    slots: Vec<Slot>,
-    used: usize,
+    units: Table,
     /// By first block; disjoint.
     fragments: BTreeMap<u64, Fragment>,
+    /// Blocks of all fragments.
+    fragment_blocks: u64,
 }
 
 impl Map {
     pub(crate) fn new(geometry: Geometry) -> Self {
         Self {
             geometry,
-            slots: vec![Slot::EMPTY; SLOTS_MIN],
-            used: 0,
+            units: Table::new(),
             fragments: BTreeMap::new(),
+            fragment_blocks: 0,
         }
     }
 
@@ -90,11 +84,12 @@ impl Map {
         debug_assert_eq!(unit, (piece.span.end() - 1) / u64::from(self.geometry.unit));
         if piece.span.count == u64::from(self.geometry.unit) {
             self.cut_fragments(piece.span);
-            self.insert(unit, piece.source);
+            self.units.insert(slot_of(unit, piece.source));
             return;
         }
         // M1: what the slot named becomes fragments around the new piece.
-        if let Some(source) = self.remove(unit) {
+        if let Some(slot) = self.units.remove(number(unit)) {
+            let source = source_of(slot);
             let whole = self.unit_piece(unit, source);
             self.put_fragment(whole.span, whole);
         }
@@ -131,7 +126,7 @@ impl Map {
     pub(crate) fn forget(&mut self, piece: Span, place: At) {
         let unit = piece.start / u64::from(self.geometry.unit);
         if self.get(unit).is_some_and(|source| source.at() == place) {
-            self.remove(unit);
+            self.units.remove(number(unit));
             return;
         }
         let named: Vec<_> = self
@@ -140,16 +135,16 @@ impl Map {
             .map(|(start, _)| start)
             .collect();
         for start in named {
-            self.fragments.remove(&start);
+            self.take_fragment(start);
         }
     }
 
     /// Everything in the map, in the order of blocks.
     pub(crate) fn all(&self) -> Vec<Found> {
-        let units = self.slots.iter().filter(|slot| slot.unit != EMPTY);
+        let units = self.units.iter();
         let mut all: Vec<_> = units
             .map(|slot| {
-                let piece = self.unit_piece(slot.unit.into(), slot.source());
+                let piece = self.unit_piece(slot.unit.into(), source_of(*slot));
                 Found {
                     span: piece.span,
                     piece: Some(piece),
@@ -165,6 +160,25 @@ impl Map {
         }));
         all.sort_unstable_by_key(|found| found.span.start);
         all
+    }
+
+    /// The blocks that are named, each once, in no order.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = Span> + '_ {
+        let count = u64::from(self.geometry.unit);
+        let units = self.units.iter().map(move |slot| Span {
+            start: u64::from(slot.unit) * count,
+            count,
+        });
+        let fragments = self.fragments.iter().map(|(start, fragment)| Span {
+            start: *start,
+            count: fragment.count,
+        });
+        units.chain(fragments)
+    }
+
+    /// How many blocks are named.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.units.used() * u64::from(self.geometry.unit) + self.fragment_blocks
     }
 
     fn unit_piece(&self, unit: u64, source: Source) -> Piece {
@@ -190,7 +204,7 @@ impl Map {
     fn cut_fragments(&mut self, span: Span) {
         let overlapping: Vec<_> = self.fragments_in(span).collect();
         for (start, fragment) in overlapping {
-            self.fragments.remove(&start);
+            self.take_fragment(start);
             let end = start + fragment.count;
             if start < span.start {
                 self.put_fragment(Span::from_range(start, span.start), fragment.piece);
@@ -205,93 +219,35 @@ impl Map {
         let count = span.count;
         let before = self.fragments.insert(span.start, Fragment { count, piece });
         assert!(before.is_none(), "M1: fragments are disjoint");
+        self.fragment_blocks += count;
+    }
+
+    fn take_fragment(&mut self, start: u64) {
+        let taken = self.fragments.remove(&start).expect("it was found");
+        self.fragment_blocks -= taken.count;
     }
 
     fn get(&self, unit: u64) -> Option<Source> {
-        let slot = self.slots[self.place(unit)];
-        (slot.unit != EMPTY).then(|| slot.source())
-    }
-
-    fn insert(&mut self, unit: u64, source: Source) {
-        if (self.used + 1) * 5 > self.slots.len() * 4 {
-            self.grow();
-        }
-        let place = self.place(unit);
-        if self.slots[place].unit == EMPTY {
-            self.used += 1;
-        }
-        self.slots[place] = Slot::new(unit, source);
-    }
-
-    /// Takes a unit out, and closes the gap in the run of slots that it was in.
-    fn remove(&mut self, unit: u64) -> Option<Source> {
-        let mask = self.slots.len() - 1;
-        let mut hole = self.place(unit);
-        let source = (self.slots[hole].unit != EMPTY).then(|| self.slots[hole].source())?;
-        let mut next = hole;
-        loop {
-            next = (next + 1) & mask;
-            let slot = self.slots[next];
-            if slot.unit == EMPTY {
-                break;
-            }
-            // It may move back to the hole unless it belongs between hole and itself.
-            let home = home(slot.unit, mask);
-            if (next.wrapping_sub(home) & mask) >= (next.wrapping_sub(hole) & mask) {
-                self.slots[hole] = slot;
-                hole = next;
-            }
-        }
-        self.slots[hole] = Slot::EMPTY;
-        self.used -= 1;
-        Some(source)
-    }
-
-    /// The slot of a unit, or the empty one where it would be.
-    fn place(&self, unit: u64) -> usize {
-        let mask = self.slots.len() - 1;
-        let unit = number(unit);
-        let mut place = home(unit, mask);
-        while self.slots[place].unit != EMPTY && self.slots[place].unit != unit {
-            place = (place + 1) & mask;
-        }
-        place
-    }
-
-    fn grow(&mut self) {
-        let len = self.slots.len() * 2;
-        let old = std::mem::replace(&mut self.slots, vec![Slot::EMPTY; len]);
-        for slot in old.into_iter().filter(|slot| slot.unit != EMPTY) {
-            let place = self.place(slot.unit.into());
-            self.slots[place] = slot;
-        }
+        self.units.get(number(unit)).map(source_of)
     }
 }
 
-impl Slot {
-    const EMPTY: Self = Self {
-        unit: EMPTY,
-        at: 0,
-        crc: 0,
+fn slot_of(unit: u64, source: Source) -> Slot {
+    let (at, word) = match source {
+        Source::Data { at, crc } => (at.0, crc),
+        Source::Zeroes { record } => (record.0 | ZEROES, 0),
     };
+    let unit = number(unit);
+    Slot { unit, at, word }
+}
 
-    fn new(unit: u64, source: Source) -> Self {
-        let (at, crc) = match source {
-            Source::Data { at, crc } => (at.0, crc),
-            Source::Zeroes { record } => (record.0 | ZEROES, 0),
-        };
-        let unit = number(unit);
-        Self { unit, at, crc }
-    }
-
-    fn source(self) -> Source {
-        if self.at & ZEROES == 0 {
-            let at = At(self.at);
-            Source::Data { at, crc: self.crc }
-        } else {
-            let record = At(self.at & !ZEROES);
-            Source::Zeroes { record }
-        }
+fn source_of(slot: Slot) -> Source {
+    if slot.at & ZEROES == 0 {
+        let (at, crc) = (At(slot.at), slot.word);
+        Source::Data { at, crc }
+    } else {
+        let record = At(slot.at & !ZEROES);
+        Source::Zeroes { record }
     }
 }
 
@@ -312,14 +268,8 @@ fn push_gap(found: &mut Vec<Found>, from: u64, to: u64) {
 
 fn number(unit: u64) -> u32 {
     let number = u32::try_from(unit).expect("the shape limits the disk");
-    assert_ne!(number, EMPTY, "the shape limits the disk");
+    assert_ne!(number, table::EMPTY, "the shape limits the disk");
     number
-}
-
-fn home(unit: u32, mask: usize) -> usize {
-    // Fibonacci hashing: neighbours spread, and the high bits are the good ones.
-    let hash = u64::from(unit).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    usize::try_from(hash >> 32).expect("32 bits") & mask
 }
 
 #[cfg(test)]
@@ -392,30 +342,8 @@ mod tests {
             prop_assert_eq!(next, whole.end());
             let named: u64 = map.all().iter().map(|found| found.span.count).sum();
             prop_assert_eq!(index(named), model.iter().flatten().count());
+            prop_assert_eq!(map.blocks(), named);
+            prop_assert_eq!(map.spans().map(|span| span.count).sum::<u64>(), named);
         }
-
-        #[test]
-        fn table_keeps_every_unit_through_growth(units in prop::collection::btree_set(0u64..100_000, 0..600)) {
-            let mut map = Map::new(geometry());
-            let piece = |unit: u64| Piece {
-                span: Span { start: unit * 2, count: 2 },
-                source: Source::Data { at: At(number(unit) + 1), crc: 0 },
-            };
-            for unit in &units {
-                map.put(piece(*unit));
-            }
-            for unit in units.iter().filter(|unit| *unit % 2 == 0) {
-                map.forget(piece(*unit).span, At(number(*unit) + 1));
-            }
-            for unit in &units {
-                let found = map.find(piece(*unit).span);
-                prop_assert_eq!(found[0].piece, (unit % 2 == 1).then(|| piece(*unit)));
-            }
-        }
-    }
-
-    #[test]
-    fn slot_is_twelve_bytes() {
-        assert_eq!(size_of::<Slot>(), 12);
     }
 }

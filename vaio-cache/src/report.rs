@@ -56,9 +56,15 @@ impl Cache {
             .with_value("log_bytes", u64::from(all) * segment_bytes)
             .with_value("destaged_bytes_total", count(&counters.destaged_bytes))
             .with_value("writes_waited_total", count(&counters.waited))
-            .with_value("holds_lost_total", count(&counters.holds_lost));
+            .with_value("holds_lost_total", count(&counters.holds_lost))
+            .with_value("clean_bytes", self.store.bytes())
+            .with_value("read_hits_total", count(&self.store.hits))
+            .with_value("read_misses_total", count(&self.store.misses));
         if is_failed {
             return state.with_problem("the cache device failed; writes go through");
+        }
+        if self.is_full.load(Relaxed) {
+            return state.with_problem("the log is full; writes go at the pace of the backing");
         }
         state
     }

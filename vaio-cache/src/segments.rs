@@ -100,6 +100,14 @@ impl Segments {
         self.used = self.geometry.room();
     }
 
+    /// The segment that holds a seq, and the first seq behind it; `None` for the one that takes
+    /// more.
+    pub(crate) fn holding(&self, seq: u64) -> Option<(Live, u64)> {
+        let behind = self.live.partition_point(|live| live.first_seq <= seq);
+        let next = self.live.get(behind)?;
+        Some((self.live[behind.checked_sub(1)?], next.first_seq))
+    }
+
     /// How many hold records, and how many there are.
     pub(crate) fn used(&self) -> (u32, u32) {
         let live = u32::try_from(self.live.len()).expect("at most all segments");

@@ -16,12 +16,25 @@ pub enum Mode {
     /// Answered from the log, destaged later.
     #[default]
     WriteBack,
-    /// Written to the backing before its answer.
+    /// Written to the backing before its answer, then kept for reads.
     WriteThrough,
-    /// As write-through, and never kept for reads.
+    /// Written to the backing before its answer, and not kept: only what is read is.
     WriteAround,
-    /// Only reads are cached.
+    /// Written to the backing before its answer; what reads have brought into the cache is kept
+    /// up to date, and nothing else is kept.
     ReadOnly,
+}
+
+impl Mode {
+    /// Its name in the setting.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteBack => "write_back",
+            Self::WriteThrough => "write_through",
+            Self::WriteAround => "write_around",
+            Self::ReadOnly => "read_only",
+        }
+    }
 }
 
 /// What a write's answer promises.
@@ -57,6 +70,8 @@ pub struct CacheSettings {
     pub destage_bytes_per_s: u64,
     /// Destaging that makes way for the guest is still this fast.
     pub destage_bytes_per_s_min: u64,
+    /// Of 100 bytes of the cache device, how many are for reads.
+    pub read_percent: u32,
     /// Dirty bytes that an open may give up where it cannot have them; 0: none.
     pub discard_dirty: u64,
 }
@@ -133,6 +148,12 @@ pub(crate) const SPECS: &[SettingSpec] = &[
         "Destaging makes way for a guest that it slows down, but not below this rate",
     ),
     SettingSpec::new(
+        "read_percent",
+        SettingKind::Number { min: 0, max: 90 },
+        "50",
+        "Of 100 bytes of a new cache device, how many are for reads; the rest is the log",
+    ),
+    SettingSpec::new(
         "discard_dirty",
         bytes(0, 1 << 62),
         "0",
@@ -166,6 +187,7 @@ impl CacheSettings {
             dirty_bytes_max: number("dirty_bytes_max", 1 << 30),
             destage_bytes_per_s: number("destage_bytes_per_s", 0),
             destage_bytes_per_s_min: number("destage_bytes_per_s_min", 16 * MIB),
+            read_percent: u32::try_from(number("read_percent", 50)).unwrap_or(50),
             discard_dirty: number("discard_dirty", 0),
         }
     }

@@ -85,6 +85,8 @@ impl Superblock {
             geometry.segment,
             geometry.footer,
             geometry.segments,
+            geometry.region,
+            geometry.regions,
         ];
         for (index, size) in sizes.into_iter().enumerate() {
             bytes.put_u32(48 + 4 * index, size);
@@ -121,6 +123,8 @@ impl Superblock {
             segment: content.get_u32(60)?,
             footer: content.get_u32(64)?,
             segments: content.get_u32(68)?,
+            region: content.get_u32(72)?,
+            regions: content.get_u32(76)?,
         };
         geometry.validate().ok()?;
         let epochs = (0..count)

@@ -2,13 +2,14 @@
 //!
 //! There is no writer task. A write that finds room for a record in flight composes the next one
 //! from all that waits, its own write among them or behind them, and writes it; the others wait
-//! for their seq. The framework never drops an IO inside a filter that holds data, so the writer
+//! for their seq. Where the last record had several writes, a write first lets others come: one
+//! record for what the guest has sent together. The framework never drops an IO inside a filter that holds data, so the writer
 //! of a record always comes back.
 //!
 //! * W1: a write is answered when it is published (L2), and durable where that was asked for.
 //! * W2: a write that is given up does not change anything after its answer.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{future::poll_fn, sync::atomic::Ordering::Relaxed, task::Poll};
 
 use bytes::Bytes;
 use vaio_core::{Error, Extent, Io, Next, Reply, Result, RuntimeExt, Severity};
@@ -20,7 +21,7 @@ use crate::{
     pace::slow_down,
     record::{self, Entry, Kind},
     report::Counters,
-    settings::Durability,
+    settings::{Durability, Mode},
 };
 
 /// How often a record is written, in place, before the device counts as failed.
@@ -32,6 +33,19 @@ pub(crate) enum Content {
     Data(Bytes),
     Zeroes,
     Discard,
+}
+
+/// Lets whoever else is ready go first.
+async fn yield_once() {
+    let mut is_second = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut is_second, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Why a write is not in the log.
@@ -51,11 +65,21 @@ impl Cache {
         content: Content,
         next: Next<'_>,
     ) -> Result<Reply> {
+        // X1.
+        let change = self.store.change(self.device.geometry().span(extent));
         loop {
             let pass = self.passage.enter().await;
             if self.is_bypassed() {
                 Counters::add(&self.counters.waited, 1);
-                return self.write_below(io, extent, &content, next).await;
+                let reply = self.write_below(io, extent, &content, next).await?;
+                if let Content::Data(data) = &content {
+                    match self.settings.mode {
+                        Mode::WriteThrough => change.keep(data, false),
+                        Mode::ReadOnly => change.keep(data, true),
+                        Mode::WriteBack | Mode::WriteAround => {}
+                    }
+                }
+                return Ok(reply);
             }
             self.slow_down().await;
             let begun = self.cx.rt().now();
@@ -110,6 +134,9 @@ impl Cache {
             let first = ends.next().expect("an IO is not empty");
             (first - 1, ends.last().unwrap_or(first))
         };
+        if self.log().has_company() {
+            yield_once().await;
+        }
         self.drive(first, end).await?;
         if self.cx.rt().buggify("cache.destage") {
             self.kick();

@@ -51,4 +51,26 @@ conformance!(at_flush_ordered: ordered(Durability::AtFlush));
 conformance!(at_flush_relaxed: relaxed(Durability::AtFlush));
 conformance!(at_ack_ordered: ordered(Durability::AtAck));
 conformance!(at_ack_relaxed: relaxed(Durability::AtAck));
-conformance!(write_through: cache(Durability::AtFlush).setting("mode", "write_through"));
+
+/// With a read store of a few regions of two units, so that it fills up and evicts.
+fn with_reads(subject: Subject) -> Subject {
+    subject
+        .with_factory(|scale| {
+            let region = 4 * BLOCK;
+            Arc::new(CacheFactory::default().with_sizes(sizes(scale).0.with_region(region)))
+        })
+        .device(CACHE_DEVICE, |scale| match scale {
+            Scale::Tiny => 2 + 5 * 4 + 4 * 4,
+            Scale::Small => 2 + 10 * 8 + 4 * 16,
+        })
+        .setting("read_percent", "45")
+}
+
+fn through(mode: &str) -> Subject {
+    with_reads(cache(Durability::AtFlush)).setting("mode", mode)
+}
+
+conformance!(at_flush_ordered_reads: with_reads(ordered(Durability::AtFlush)));
+conformance!(write_through: through("write_through"));
+conformance!(write_around: through("write_around"));
+conformance!(read_only: through("read_only"));

@@ -253,6 +253,68 @@ fn headers_out_of_range_are_no_records() {
     }
 }
 
+#[test]
+fn header_at_the_end_of_all_seqs_is_none() {
+    let mut image = sample();
+    let header = Header {
+        epoch: 1,
+        seq: u64::MAX,
+        durable_seq: 0,
+        cut: 9,
+        prev_crc: image.prev_crc,
+        entries: vec![Entry {
+            span: Span { start: 1, count: 1 },
+            kind: Kind::Void,
+        }],
+        sums: Vec::new(),
+    };
+    // Behind a damaged record, where every header that verifies counts as lost.
+    image.put(
+        image.at,
+        &record::encode(&header, &[], NONCE, &geometry()).0,
+    );
+    image.bytes[10 * BLOCK] ^= 1;
+    let log = image.inspect(Depth::Headers).log.expect("a log");
+    assert!(log.damage.expect("an open refuses").text.contains("seq=2"));
+}
+
+#[test]
+fn footer_of_more_than_a_segment_is_none() {
+    let geometry = geometry();
+    let headers = [0, 1].map(|seq| Header {
+        epoch: 1,
+        seq,
+        durable_seq: 0,
+        cut: seq,
+        prev_crc: 0,
+        entries: vec![Entry {
+            span: Span { start: 0, count: 4 },
+            kind: Kind::Data,
+        }],
+        sums: vec![0, 0],
+    });
+    let seed = Seed {
+        nonce: NONCE,
+        epoch: 1,
+        seq: 0,
+    };
+    let decoded = |headers: &[Header]| {
+        let contents: Vec<_> = headers.iter().map(|one| one.encode(NONCE).0).collect();
+        footer::decode(
+            &footer::encode(&contents, seed, &geometry),
+            NONCE,
+            1,
+            &geometry,
+        )
+    };
+    assert!(decoded(&headers[..1]).is_some());
+    assert_eq!(
+        decoded(&headers),
+        None,
+        "ten blocks, and a segment has room for seven"
+    );
+}
+
 fn sum_superblock(bytes: &mut [u8]) {
     use crate::bytes_at::Put;
     bytes.put_u32(96, 0);

@@ -6,7 +6,7 @@
 //! * B2: ordered, a batch is one cut, closed before it begins. It is whole: every record of it is
 //!   published.
 
-use super::{Log, pieces_of};
+use super::{Folded, Log, pieces_of};
 use crate::map::{Found, Map};
 
 /// How cuts are destaged.
@@ -32,7 +32,14 @@ pub(crate) struct Batch {
 impl Log {
     /// The end of the next batch, if there is one now.
     pub(crate) fn batch_end(&mut self, how: Destage) -> Option<u64> {
-        let first = self.records.front()?.header.cut;
+        let end = self.next_end(how)?;
+        // P2: also before it is made durable.
+        self.unfolded_to = self.unfolded_to.max(end);
+        Some(end)
+    }
+
+    fn next_end(&mut self, how: Destage) -> Option<u64> {
+        let first = self.ready().next()?.header.cut;
         let limit = self.held.unwrap_or(u64::MAX);
         if first == self.order.cut() {
             // Also where a record of it is in flight still: else a busy guest keeps it open.
@@ -40,7 +47,7 @@ impl Log {
         }
         let mut end = self.destaged;
         let mut bytes = 0;
-        for record in &self.records {
+        for record in self.ready() {
             let header = &record.header;
             if header.end() > limit || (how == Destage::Ordered && header.cut != first) {
                 break;
@@ -60,21 +67,26 @@ impl Log {
 
     /// Whether there is something to destage now.
     pub(crate) fn has_batch(&self) -> bool {
-        self.records.front().is_some_and(|record| {
-            record.header.end() <= self.published
-                && self.held.is_none_or(|held| record.header.end() <= held)
-        })
+        // What is folded is published. A hold ends a record, so a first seq says enough.
+        let folded = self.folded.front().map(Folded::first_seq);
+        let ready = self.ready().next();
+        let ready = ready.filter(|one| one.header.end() <= self.published);
+        let first = ready.map(|one| one.header.seq).or(folded);
+        first.is_some_and(|first| self.held.is_none_or(|held| first < held))
     }
 
     /// The batch that ends at `end` (B1).
     pub(crate) fn batch(&self, end: u64) -> Batch {
         let mut map = Map::new(self.geometry);
-        let records = self.records.iter();
+        let mut reached = self.destaged;
+        let records = self.ready();
         for record in records.take_while(|record| record.header.end() <= end) {
+            reached = record.header.end();
             for piece in pieces_of(&record.header, record.at, &self.geometry) {
                 map.put(piece);
             }
         }
+        assert_eq!(reached, end, "P2: nothing of a batch is folded");
         Batch {
             from: self.destaged,
             end,
@@ -107,11 +119,11 @@ impl Log {
         assert!(self.is_failed, "only what failed is given up");
         assert_eq!(self.in_flight, 0, "every write has ended");
         while self
-            .records
+            .recent
             .back()
             .is_some_and(|record| record.header.seq >= self.published)
         {
-            let Some(record) = self.records.pop_back() else {
+            let Some(record) = self.recent.pop_back() else {
                 break;
             };
             self.dirty_bytes -= super::bytes_of(&record.header, &self.geometry);

@@ -14,6 +14,10 @@ use crate::{
 
 /// Records that are written at the same time. More would make the batches smaller.
 const RECORDS_IN_FLIGHT_MAX: usize = 4;
+/// While a record is in flight, the next one waits for as many writes, or as many bytes: many
+/// small records cost a header each.
+const GATHER_ENTRIES: usize = 16;
+const GATHER_BYTES: u64 = 64 << 10;
 /// Writes in one record.
 const ENTRIES_MAX: usize = 128;
 /// Blocks of zeroes or discard in one entry.
@@ -77,7 +81,12 @@ impl Log {
         if self.is_failed {
             return Step::Failed;
         }
-        if self.composed >= end || self.in_flight >= RECORDS_IN_FLIGHT_MAX {
+        let is_busy = match self.in_flight {
+            0 => false,
+            RECORDS_IN_FLIGHT_MAX.. => true,
+            _ => !self.is_gathered(),
+        };
+        if self.composed >= end || is_busy {
             return Step::Wait;
         }
         if self.unflushed_bytes >= self.limits.unflushed_bytes_max {
@@ -98,6 +107,22 @@ impl Log {
             self.segments.begin(epoch, self.composed);
         }
         Step::Write(self.compose(footer, now))
+    }
+
+    /// Whether what waits is worth a record of its own while others are in flight.
+    fn is_gathered(&self) -> bool {
+        let mut blocks = 0;
+        self.waiting.len() >= GATHER_ENTRIES
+            || self.waiting.iter().any(|one| {
+                blocks += one.entry.payload();
+                self.geometry.bytes(blocks) >= GATHER_BYTES
+            })
+    }
+
+    /// Whether a write does well to let others come before it composes: the last time there were
+    /// others.
+    pub(crate) fn has_company(&self) -> bool {
+        self.last_entries > 1 && self.in_flight == 0
     }
 
     /// How many of the writes that wait fit into a record in the segment that is written.
@@ -154,11 +179,12 @@ impl Log {
         self.prev_crc = crc;
         self.composed = header.end();
         self.in_flight += 1;
+        self.last_entries = count;
         self.dirty_bytes += super::bytes_of(&header, &self.geometry);
         // L3.
         self.unflushed.insert(at, bytes.clone());
         self.unflushed_bytes += bytes.len() as u64;
-        self.records.push_back(Record {
+        self.recent.push_back(Record {
             header,
             at,
             bytes: bytes.clone(),

@@ -7,8 +7,8 @@
 //!  ----+---------------+---------------+--------------+------------+
 //!  gone|    records, in the log        |  in flight   |  waiting   |
 //! ```
-//! * L1: these five never pass each other, and `records` tile what is from `destaged` to
-//!   `composed`. Only a cache device that failed lets `destaged` pass `durable`.
+//! * L1: these five never pass each other, and the records tile what is from `destaged` to
+//!   `composed` (`fold`). Only a cache device that failed lets `destaged` pass `durable`.
 //! * L2: records are published in their order, each when its write and all before it have ended.
 //!   A write is answered when it is published. So two overlapping writes end the same way in the
 //!   map, on the backing and after a crash.
@@ -22,6 +22,7 @@
 
 mod batch;
 mod compose;
+mod fold;
 mod report;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -39,6 +40,7 @@ use crate::{
 };
 pub(crate) use batch::{Batch, Destage};
 pub(crate) use compose::{Step, WriteRecord, ZEROES_BLOCKS_MAX, entry_blocks_max};
+pub(crate) use fold::{Folded, Part, entries_of};
 
 /// What bounds the log in memory.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +61,7 @@ pub(crate) struct Waiting {
     pub(crate) sums: Vec<u32>,
 }
 
-/// A record of the log.
+/// A record of the log, in memory.
 #[derive(Debug)]
 struct Record {
     header: Header,
@@ -85,8 +87,17 @@ pub(crate) struct Log {
     durable: u64,
     destaged: u64,
     waiting: VecDeque<Waiting>,
-    records: VecDeque<Record>,
+    /// Read back to be destaged (P1).
+    front: VecDeque<Record>,
+    /// Only on the device (P1).
+    folded: VecDeque<Folded>,
+    /// Everything else (P1).
+    recent: VecDeque<Record>,
+    /// What is before this is in a batch, or was: it is not folded (P2).
+    unfolded_to: u64,
     in_flight: usize,
+    /// Writes in the record that was composed last.
+    last_entries: usize,
     /// Failed flushes so far: what was written before one of them is not to be relied on.
     trust: u64,
     order: Order,
@@ -146,8 +157,12 @@ impl Log {
             durable: seq,
             destaged: start.destaged_seq,
             waiting: VecDeque::new(),
-            records: VecDeque::new(),
+            front: VecDeque::new(),
+            folded: VecDeque::new(),
+            recent: VecDeque::new(),
+            unfolded_to: start.destaged_seq,
             in_flight: 0,
+            last_entries: 0,
             trust: 0,
             order: Order::new(cut, start.limits.cut_bytes_max),
             segments,
@@ -165,7 +180,7 @@ impl Log {
         };
         for (header, at) in start.records {
             log.dirty_bytes += bytes_of(&header, &geometry);
-            log.records.push_back(Record {
+            log.recent.push_back(Record {
                 header,
                 at,
                 bytes: Bytes::new(),
@@ -177,6 +192,7 @@ impl Log {
         log.publish();
         // A gap in the seqs, where an open began above what it found, is no record.
         log.published = seq;
+        log.fold();
         log
     }
 
@@ -197,7 +213,7 @@ impl Log {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.waiting.is_empty()
+        self.ready().next().is_none() && self.folded.is_empty() && self.waiting.is_empty()
     }
 
     pub(crate) fn is_failed(&self) -> bool {
@@ -254,10 +270,10 @@ impl Log {
 
     fn record_mut(&mut self, seq: u64) -> &mut Record {
         let place = self
-            .records
+            .recent
             .binary_search_by_key(&seq, |record| record.header.seq)
-            .expect("a record that is written is in the log");
-        &mut self.records[place]
+            .expect("a record that is written is not durable: it is not folded");
+        &mut self.recent[place]
     }
 
     /// A write of the record ended well.
@@ -289,9 +305,9 @@ impl Log {
     /// Publishes what is written, up to the first that is not (L2).
     fn publish(&mut self) {
         let from = self
-            .records
+            .recent
             .partition_point(|record| record.header.seq < self.published);
-        for record in self.records.range(from..) {
+        for record in self.recent.range(from..) {
             if record.written.is_none() {
                 return;
             }
@@ -307,9 +323,9 @@ impl Log {
     pub(crate) fn rewrites(&mut self) -> Vec<WriteRecord> {
         let (trust, durable) = (self.trust, self.durable);
         let from = self
-            .records
+            .recent
             .partition_point(|one| one.header.end() <= durable);
-        self.records
+        self.recent
             .range_mut(from..)
             .filter(|one| one.written.is_some_and(|then| then != trust))
             .map(|record| {
@@ -331,9 +347,9 @@ impl Log {
         self.durable = self.durable.max(published);
         let durable = self.durable;
         let first = self
-            .records
+            .recent
             .partition_point(|record| record.header.end() <= from);
-        for record in self.records.range_mut(first..) {
+        for record in self.recent.range_mut(first..) {
             if record.header.end() > durable {
                 break;
             }
@@ -342,6 +358,7 @@ impl Log {
                 self.unflushed_bytes -= bytes.len() as u64;
             }
         }
+        self.fold();
     }
 
     /// A flush failed: what was written before it ended may be gone.
@@ -359,21 +376,12 @@ impl Log {
     pub(crate) fn set_destaged(&mut self, seq: u64) {
         assert!(seq >= self.destaged && seq <= self.composed, "L1");
         self.destaged = seq;
-        while let Some(record) = self.records.front() {
-            if record.header.end() > seq {
-                break;
-            }
+        while let Some(record) = self.take_destaged(seq) {
             assert_eq!(record.writers, 0, "L4");
-            for piece in pieces_of(&record.header, record.at, &self.geometry) {
-                let (Source::Data { at, .. } | Source::Zeroes { record: at }) = piece.source;
-                self.map.forget(piece.span, at);
-            }
-            if let Some(bytes) = self.unflushed.remove(&record.at) {
-                self.unflushed_bytes -= bytes.len() as u64;
-            }
-            self.dirty_bytes -= bytes_of(&record.header, &self.geometry);
-            self.records.pop_front();
+            self.forget(&record);
         }
+        let rest = self.folded.front().is_none_or(|one| one.first_seq() >= seq);
+        assert!(rest, "what is destaged was read back");
         self.segments.retire(self.tail_seq);
         let epochs = self.epochs(seq);
         self.epochs = epochs;
@@ -381,10 +389,30 @@ impl Log {
         self.durable = self.durable.max(seq);
     }
 
+    /// The oldest record, if it ends before `seq`.
+    fn take_destaged(&mut self, seq: u64) -> Option<Record> {
+        let record = self.ready().next()?;
+        if record.header.end() > seq {
+            return None;
+        }
+        self.front.pop_front().or_else(|| self.recent.pop_front())
+    }
+
+    /// Takes a record out of the map and the counts: it is on the backing.
+    fn forget(&mut self, record: &Record) {
+        for piece in pieces_of(&record.header, record.at, &self.geometry) {
+            let (Source::Data { at, .. } | Source::Zeroes { record: at }) = piece.source;
+            self.map.forget(piece.span, at);
+        }
+        if let Some(bytes) = self.unflushed.remove(&record.at) {
+            self.unflushed_bytes -= bytes.len() as u64;
+        }
+        self.dirty_bytes -= bytes_of(&record.header, &self.geometry);
+    }
+
     /// Whether no record before `seq` is being written again (L4).
     pub(crate) fn is_still(&self, seq: u64) -> bool {
-        let mut records = self.records.iter();
-        let mut records = records.by_ref().take_while(|one| one.header.seq < seq);
+        let mut records = self.ready().take_while(|one| one.header.seq < seq);
         records.all(|record| record.writers == 0)
     }
 
@@ -404,8 +432,13 @@ impl Log {
     /// Keeps the segment of a place until [`unpin`](Self::unpin).
     pub(crate) fn pin(&mut self, at: At) -> u32 {
         let segment = self.geometry.segment_of(at);
-        self.segments.pin(segment);
+        self.pin_segment(segment);
         segment
+    }
+
+    /// The same for a segment.
+    pub(crate) fn pin_segment(&mut self, segment: u32) {
+        self.segments.pin(segment);
     }
 
     pub(crate) fn unpin(&mut self, segment: u32) {

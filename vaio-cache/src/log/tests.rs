@@ -44,6 +44,16 @@ fn enqueue(log: &mut Log, start: u64, count: u64, byte: u8) -> u64 {
     })
 }
 
+fn zeroes(start: u64) -> Waiting {
+    let span = Span { start, count: 1 };
+    let kind = Kind::Zeroes;
+    Waiting {
+        entry: Entry { span, kind },
+        data: Bytes::new(),
+        sums: Vec::new(),
+    }
+}
+
 fn compose(log: &mut Log, end: u64) -> WriteRecord {
     match log.step(end, Instant::default()) {
         Step::Write(write) => write,
@@ -52,11 +62,18 @@ fn compose(log: &mut Log, end: u64) -> WriteRecord {
 }
 
 fn write(log: &mut Log, start: u64, byte: u8) -> u64 {
+    let (header, _) = write_header(log, start, byte);
+    header.end()
+}
+
+/// A write, and the header that it has on the device.
+fn write_header(log: &mut Log, start: u64, byte: u8) -> (Header, At) {
     let end = enqueue(log, start, 1, byte);
     let record = compose(log, end);
     log.written(record.seq);
     assert_eq!(log.step(end, Instant::default()), Step::Published);
-    end
+    let decoded = Header::decode(&record.bytes, 9, 1, &geometry());
+    (decoded.expect("it was just encoded").0, record.at)
 }
 
 fn byte_of(log: &Log, block: u64) -> Option<u8> {
@@ -89,6 +106,10 @@ fn record_is_published_after_those_before_it() {
     let mut log = log();
     let first = enqueue(&mut log, 0, 1, 1);
     let early = compose(&mut log, first);
+    // As many as are worth a record of their own.
+    for _ in 0..15 {
+        log.enqueue(zeroes(9));
+    }
     let second = enqueue(&mut log, 0, 1, 2);
     let late = compose(&mut log, second);
     log.written(late.seq);
@@ -164,12 +185,16 @@ fn held_log_gives_no_batch_beyond_the_point() {
 fn full_log_goes_on_when_its_oldest_segment_is_destaged() {
     let mut log = log();
     // Three records of two blocks fill a segment.
-    for block in 0..9 {
-        write(&mut log, block, 1);
-    }
+    let headers: Vec<_> = (0..9)
+        .map(|block| write_header(&mut log, block, 1))
+        .collect();
     let end = enqueue(&mut log, 9, 1, 1);
     assert_eq!(log.step(end, Instant::default()), Step::Full(3));
     log.made_durable(9);
+    let folded = log
+        .to_unfold(Destage::Ordered)
+        .expect("it was sealed and durable");
+    log.unfold(&folded, headers[..3].to_vec());
     let epochs = log.epochs(3);
     log.persisted(&epochs);
     log.set_destaged(3);
@@ -215,4 +240,82 @@ fn failed_device_fails_what_is_not_published() {
     log.drop_unpublished();
     assert!(log.is_empty());
     log.set_destaged(end);
+}
+
+#[test]
+fn sealed_and_durable_segment_is_folded_and_comes_back_whole() {
+    let mut log = log();
+    let headers: Vec<_> = (0..5)
+        .map(|block| write_header(&mut log, block, 7))
+        .collect();
+    assert_eq!(log.to_unfold(Destage::Ordered), None, "nothing is durable");
+    log.made_durable(5);
+    assert_eq!(
+        (log.front.len(), log.folded.len(), log.recent.len()),
+        (0, 1, 2),
+        "P1"
+    );
+    assert!(log.has_batch());
+    assert_eq!(log.batch_end(Destage::Ordered), None, "it is not known yet");
+    let dirty: u64 = log.dirty_spans().map(|span| span.count).sum();
+    assert_eq!((dirty, log.dirty_blocks_bytes()), (5, 5 * 512));
+    let folded = log.to_unfold(Destage::Ordered).expect("folded");
+    assert_eq!(
+        folded.own(headers[1..3].to_vec()),
+        None,
+        "P3: the first is missing"
+    );
+    assert_eq!(
+        folded.own(headers[..2].to_vec()),
+        None,
+        "P3: the last is missing"
+    );
+    let own = folded.own(headers[..3].to_vec()).expect("all of them");
+    log.unfold(&folded, own);
+    assert_eq!(log.to_unfold(Destage::Ordered), None);
+    assert_eq!(log.batch_end(Destage::Ordered), Some(5));
+    assert_eq!(log.batch(5).moves.len(), 5);
+    let epochs = log.epochs(5);
+    log.persisted(&epochs);
+    log.set_destaged(5);
+    assert!(log.is_empty());
+    assert_eq!(log.dirty_blocks_bytes(), 0);
+}
+
+#[test]
+fn records_that_are_being_destaged_are_not_folded() {
+    let mut log = log();
+    for block in 0..4 {
+        write(&mut log, block, 1);
+    }
+    assert_eq!(log.batch_end(Destage::Ordered), Some(4));
+    assert_eq!(log.batch(4).moves.len(), 4);
+    let headers: Vec<_> = (4..7)
+        .map(|block| write_header(&mut log, block, 1))
+        .collect();
+    log.made_durable(7);
+    // The second segment's first record is in the batch; its other two are not.
+    assert_eq!(
+        (log.front.len(), log.folded.len(), log.recent.len()),
+        (4, 1, 1),
+        "P1, P2"
+    );
+    log.set_destaged(4);
+    let folded = log.to_unfold(Destage::Ordered).expect("the other two");
+    log.unfold(&folded, headers[..2].to_vec());
+    assert_eq!(log.batch_end(Destage::Ordered), Some(7));
+}
+
+#[test]
+fn few_writes_wait_for_the_record_in_flight_and_many_do_not() {
+    let mut log = log();
+    let end = enqueue(&mut log, 0, 1, 1);
+    assert!(!log.has_company());
+    compose(&mut log, end);
+    for block in 1..16 {
+        let last = enqueue(&mut log, block, 1, 2);
+        assert_eq!(log.step(last, Instant::default()), Step::Wait);
+    }
+    let last = enqueue(&mut log, 16, 1, 2);
+    compose(&mut log, last);
 }

@@ -43,13 +43,15 @@ pub(super) fn to_text(file: &str, is_in_use: bool, report: &Inspection) -> Strin
 fn log_text(out: &mut String, log: &LogView) {
     let _ = writeln!(
         out,
-        "identity {:016x}, ownership epoch {}\nlog: {} segments of {}, logical block {}\n\
+        "identity {:016x}, ownership epoch {}\nlog: {} segments of {}, logical block {}; read store: {} regions of {}\n\
          destaged: everything before seq {}",
         log.identity,
         log.owner,
         log.segment_count,
         bytes(log.sizes.segment_bytes.into()),
         bytes(log.logical_block.into()),
+        log.region_count,
+        bytes(log.sizes.region_bytes.into()),
         log.destaged_seq,
     );
     for one in &log.epochs {
@@ -189,6 +191,8 @@ fn log_json(log: &LogView) -> Value {
         "segment_bytes": log.sizes.segment_bytes,
         "footer_bytes": log.sizes.footer_bytes,
         "segment_count": log.segment_count,
+        "region_bytes": log.sizes.region_bytes,
+        "region_count": log.region_count,
         "epochs": epochs.collect::<Vec<_>>(),
         "segments": segments.collect::<Vec<_>>(),
         "end_seq": log.end_seq,
