@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use futures::FutureExt;
 use proptest::prelude::*;
-use vaio_core::RamDisk;
+use vaio_core::{Extent, RamDisk};
 
 use super::*;
 use crate::{

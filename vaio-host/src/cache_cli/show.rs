@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use vaio_cache::inspect::{Inspection, LogView, Verdict};
+use vaio_cache::inspect::{Inspection, LogView, RecordView, Verdict};
 use vaio_core::Extent;
 
 use crate::show::units::bytes;
@@ -76,28 +76,7 @@ fn log_text(out: &mut String, log: &LogView) {
     }
     more(out, log.segments.len(), "segments");
     for one in &log.records {
-        let _ = writeln!(
-            out,
-            "record at byte {}: epoch {}, seq {} to {}, durable before {}, cut {}, {}, {}, {}: {}",
-            one.offset,
-            one.epoch,
-            one.seq,
-            one.end_seq,
-            one.durable_seq,
-            one.cut,
-            bytes(one.payload_bytes),
-            match one.is_payload_valid {
-                Some(true) => "verified",
-                Some(false) => "DOES NOT VERIFY",
-                None => "not verified",
-            },
-            if one.is_dirty { "dirty" } else { "destaged" },
-            one.extents
-                .iter()
-                .map(extent_text)
-                .collect::<Vec<_>>()
-                .join(" "),
-        );
+        record_text(out, one);
     }
     let end = log
         .end_offset
@@ -120,6 +99,31 @@ fn log_text(out: &mut String, log: &LogView) {
             damage.text, damage.lost_bytes
         );
     }
+}
+
+fn record_text(out: &mut String, one: &RecordView) {
+    let _ = writeln!(
+        out,
+        "record at byte {}: epoch {}, seq {} to {}, durable before {}, cut {}, {}, {}, {}: {}",
+        one.offset,
+        one.epoch,
+        one.seq,
+        one.end_seq,
+        one.durable_seq,
+        one.cut,
+        bytes(one.payload_bytes),
+        match one.is_payload_valid {
+            Some(true) => "verified",
+            Some(false) => "DOES NOT VERIFY",
+            None => "not verified",
+        },
+        if one.is_dirty { "dirty" } else { "destaged" },
+        one.extents
+            .iter()
+            .map(extent_text)
+            .collect::<Vec<_>>()
+            .join(" "),
+    );
 }
 
 fn more(out: &mut String, count: usize, what: &str) {
