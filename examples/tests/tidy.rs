@@ -286,6 +286,29 @@ fn unknown_figures(file: &File, printers: &[File]) -> Vec<String> {
         .collect()
 }
 
+/// The mutations of a list whose text is not to be found exactly once in its file.
+fn unfit_mutations(list: &File, read: impl Fn(&str) -> String) -> Vec<String> {
+    let mut bad = Vec::new();
+    for block in list.text.split("\n\n") {
+        let value = |key: &str| {
+            let (_, rest) = block.split_once(key)?;
+            let mut lines = rest.lines();
+            let first = lines.next().unwrap_or_default().trim_start();
+            let more = lines.map_while(|line| line.strip_prefix("    "));
+            let all = std::iter::once(first).filter(|line| !line.is_empty());
+            Some(all.chain(more).collect::<Vec<_>>().join("\n"))
+        };
+        let (Some(path), Some(find)) = (value("file:"), value("\nfind:")) else {
+            continue;
+        };
+        let times = read(&path).matches(&find).count();
+        if times != 1 {
+            bad.push(format!("{}: {times} times in {path}: {find:?}", list.path));
+        }
+    }
+    bad
+}
+
 #[track_caller]
 fn assert_tidy(complaints: &[String]) {
     assert!(
@@ -313,6 +336,21 @@ fn words_that_must_not_ship_are_absent() {
             .flat_map(forbidden_words)
             .collect::<Vec<_>>(),
     );
+}
+
+#[test]
+fn mutations_fit_the_code() {
+    let read = |path: &str| fs::read_to_string(top().join(path)).unwrap_or_default();
+    let all = files(&[".txt"]);
+    let lists: Vec<_> = (all.iter().filter(|file| file.path.contains("/mutations/"))).collect();
+    let bad = lists.iter().flat_map(|list| unfit_mutations(list, read));
+    assert_tidy(&bad.collect::<Vec<_>>());
+    assert!(lists.len() >= 3, "lists of mutations are looked at");
+    let text = "file: a.rs\nfind: x == y\nreplace: true".to_owned();
+    let path = "list".to_owned();
+    let list = File { path, text };
+    assert_eq!(unfit_mutations(&list, |_| "x == y".to_owned()), [""; 0]);
+    assert_eq!(unfit_mutations(&list, |_| "x != y".to_owned()).len(), 1);
 }
 
 #[test]

@@ -401,6 +401,43 @@ fn write(media: &mut Media, block: u64, value: u8, at: Moment) -> MutationId {
     )
 }
 
+/// A discard that failed, one that was sent after it, and a write beside both that the guest read
+/// afterwards: the write came after the second discard, and so after the first.
+#[test]
+fn what_is_before_a_version_that_a_read_ruled_out_is_ruled_out_too() {
+    let discard = |count| Step::Submit {
+        block: 0,
+        count,
+        kind: 0,
+        is_fua: false,
+    };
+    let write = Step::Submit {
+        block: 0,
+        count: 3,
+        kind: 2,
+        is_fua: true,
+    };
+    let end = |which, is_ok| Step::End {
+        which,
+        is_ok,
+        mask: 0,
+    };
+    let read = [Step::ReadBegin, Step::ReadEnd { block: 0, count: 1 }];
+    let steps = [
+        discard(1),
+        write,
+        end(0, false),
+        discard(3),
+        end(1, true),
+        end(0, true),
+    ];
+    let mut twin = Twin::new(true, DiscardReads::Zero);
+    twin.run(&[&steps[..], &read].concat());
+    let found = images(&twin.point(), &[Tier::Exhaustive]);
+    assert_eq!(found, twin.history.legal_images());
+    assert!(found.iter().all(|image| image[0] != 0), "{found:?}");
+}
+
 #[test]
 fn equal_images_are_found_once() {
     let mut twin = Twin::new(true, DiscardReads::Zero);

@@ -410,22 +410,26 @@ impl Media {
         let mut versions: Vec<(usize, usize)> = (0..self.log.len())
             .filter_map(|at| Some((at, self.log[at].unit_at(block)?)))
             .collect();
-        // What comes before a durable version is gone. No closure is needed: a read orders only
-        // versions that took effect, so what is before a version ended before it did.
-        let durable: Vec<_> = (versions.iter().copied())
+        // What comes before a durable version is gone, and what comes before that: a read does not
+        // order a failed version before what it returned, but may order a later one that it is
+        // before.
+        let mut later: Vec<_> = (versions.iter().copied())
             .filter(|(at, unit)| self.log[*at].units[*unit].is_durable())
             .collect();
-        versions.retain(|&(at, unit)| {
-            let mutation = &self.log[at];
-            let is_before = durable.iter().any(|(later, later_unit)| {
-                at != *later
-                    && mutation.is_before(&mutation.units[unit], &self.log[*later], *later_unit)
-            });
-            if is_before {
-                Arc::make_mut(&mut self.log[at]).units[unit].cover = Cover::Gone;
+        while !later.is_empty() {
+            let log = &self.log;
+            let is_before = |&(at, unit): &(usize, usize)| {
+                let is = |&(other, its): &(usize, usize)| {
+                    at != other && log[at].is_before(&log[at].units[unit], &log[other], its)
+                };
+                later.iter().any(is)
+            };
+            let (gone, kept) = versions.into_iter().partition(is_before);
+            (versions, later) = (kept, gone);
+            for (at, unit) in &later {
+                Arc::make_mut(&mut self.log[*at]).units[*unit].cover = Cover::Gone;
             }
-            !is_before
-        });
+        }
         // A durable version that nothing is concurrent with is the base itself.
         let folded: Vec<_> = versions
             .iter()

@@ -326,7 +326,7 @@ impl Inner {
         if self.lab.checks.ordered && self.lab.subject.ordered_target().is_some() {
             hash = mix(hash, oracle.history().order_hash());
         }
-        mix(hash, self.scale as u64)
+        hash ^ self.scale as u64
     }
 
     fn state(&self, left: Left, sidecar: Option<bytes::Bytes>, variant: u64) -> State {
