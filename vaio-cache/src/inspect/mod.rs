@@ -1,6 +1,6 @@
 //! The inspector: what is on a cache device, for people and for tools. It only reads.
 //!
-//! It walks the log with the same code as an open ([`scan`](crate::scan)), so that it cannot see
+//! It walks the log with the same code as an open (`scan`), so that it cannot see
 //! something else; but where an open would refuse it says so, and what would be lost.
 //!
 //! * I1: nothing is written, no lock is taken. Of a device that someone writes meanwhile it shows
