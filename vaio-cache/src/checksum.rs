@@ -32,9 +32,19 @@ impl Seed {
         narrow(digest.finalize())
     }
 
-    /// Masks a payload's sum, or unmasks it (C2).
-    pub(crate) fn mask(self, crc: u32) -> u32 {
-        crc ^ narrow(checksum(CrcAlgorithm::Crc32Iscsi, &self.bytes()))
+    /// The sum of metadata in which the four bytes at `at` count as zero: its own field.
+    pub(crate) fn crc_without(self, data: &[u8], at: usize) -> u32 {
+        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+        digest.update(&self.bytes());
+        digest.update(&data[..at]);
+        digest.update(&[0; 4]);
+        digest.update(&data[at + 4..]);
+        narrow(digest.finalize())
+    }
+
+    /// What masks a payload's sum, by exclusive or, and unmasks it (C2).
+    pub(crate) fn mask(self) -> u32 {
+        narrow(checksum(CrcAlgorithm::Crc32Iscsi, &self.bytes()))
     }
 
     fn bytes(self) -> [u8; 24] {
@@ -76,8 +86,9 @@ mod tests {
         ];
         for other in others {
             assert_ne!(seed.crc(b"x"), other.crc(b"x"));
-            assert_ne!(seed.mask(7), other.mask(7));
+            assert_ne!(seed.mask(), other.mask());
         }
-        assert_eq!(seed.mask(seed.mask(7)), 7);
+        let (whole, field) = ([1, 2, 9, 9, 9, 9, 3], [1, 2, 0, 0, 0, 0, 3]);
+        assert_eq!(seed.crc_without(&whole, 2), seed.crc(&field));
     }
 }

@@ -147,8 +147,9 @@ impl Header {
             bytes.put_u32(at + 12, entry.kind.code());
             at += ENTRY_BYTES;
         }
+        let mask = seed.mask();
         for sum in &self.sums {
-            bytes.put_u32(at, seed.mask(*sum));
+            bytes.put_u32(at, sum ^ mask);
             at += SUM_BYTES;
         }
         let crc = seed.crc(&bytes);
@@ -174,10 +175,9 @@ impl Header {
         };
         let entries_len = usize::from(bytes.get_u16(44)?);
         let sums_len = usize::from(bytes.get_u16(46)?);
-        let mut content = bytes.get(..used_bytes(entries_len, sums_len))?.to_vec();
+        let content = bytes.get(..used_bytes(entries_len, sums_len))?;
         let crc = content.get_u32(CRC_AT)?;
-        content.put_u32(CRC_AT, 0);
-        if seed.crc(&content) != crc || entries_len == 0 {
+        if seed.crc_without(content, CRC_AT) != crc || entries_len == 0 {
             return None;
         }
         let mut entries = Vec::with_capacity(entries_len);
@@ -191,9 +191,10 @@ impl Header {
             entries.push(Entry { span, kind });
             at += ENTRY_BYTES;
         }
+        let mask = seed.mask();
         let sums = content[at..]
             .chunks_exact(SUM_BYTES)
-            .map(|sum| Some(seed.mask(sum.get_u32(0)?)))
+            .map(|sum| Some(sum.get_u32(0)? ^ mask))
             .collect::<Option<_>>()?;
         let header = Self {
             epoch,

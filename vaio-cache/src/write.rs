@@ -27,6 +27,11 @@ use crate::{
 /// How often a record is written, in place, before the device counts as failed.
 const WRITE_TRIES_MAX: u32 = 3;
 
+/// Turns that a write gives to others at most before it composes a record.
+const GATHER_TURNS_MAX: u32 = 128;
+/// Turns in which no one came, after which it goes on.
+const GATHER_IDLE_TURNS: u32 = 3;
+
 /// What a write changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
@@ -135,7 +140,7 @@ impl Cache {
             (first - 1, ends.last().unwrap_or(first))
         };
         if self.log().has_company() {
-            yield_once().await;
+            self.gather().await;
         }
         self.drive(first, end).await?;
         if self.cx.rt().buggify("cache.destage") {
@@ -151,6 +156,24 @@ impl Cache {
             self.destage_to(end).await.map_err(NotLogged::Error)?;
         }
         Ok(())
+    }
+
+    /// Lets those come that the guest sends together with this write: its answers to the record
+    /// before come one by one.
+    async fn gather(&self) {
+        let mut idle = 0;
+        for _ in 0..GATHER_TURNS_MAX {
+            let before = self.log().next();
+            yield_once().await;
+            idle = if self.log().next() == before {
+                idle + 1
+            } else {
+                0
+            };
+            if idle == GATHER_IDLE_TURNS || !self.log().has_company() {
+                return;
+            }
+        }
     }
 
     /// Cuts a write into entries, each with its sums: outside of the log's lock.

@@ -366,6 +366,8 @@ const OF_SIDECAR: &[&str] = &[
 fn assert_barriers_are_killed(twin: &str, reports: &[AuditReport], left_out: &[&str]) {
     let mut missing = Vec::new();
     let mut killed = 0;
+    let broken: Vec<_> = reports.iter().flat_map(|report| &report.broken).collect();
+    assert!(broken.is_empty(), "without a mutant: {broken:?}");
     for barrier in needed_barriers() {
         let is_left_out = [OF_SIDECAR, left_out].concat().contains(&barrier.site);
         if barrier.twin != twin || is_left_out {
@@ -488,6 +490,7 @@ fn flushing_write_back() -> Subject {
 }
 
 fn assert_only_the_unneeded_flush_survives(report: &AuditReport) {
+    assert!(report.broken.is_empty(), "{:?}", report.broken);
     let flushes: Vec<_> = report
         .survivors()
         .filter(|row| row.site.op == OpKind::Flush)

@@ -1,19 +1,21 @@
 //! Disks with a cache for the benchmark: a runtime, devices that count, and an allocator that does.
 
+mod counting;
+
 use std::{
-    alloc::{GlobalAlloc, Layout},
     collections::BTreeMap,
     fs::File,
     os::unix::fs::FileExt,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+pub use counting::{Counting, LIVE};
 use futures::future::BoxFuture;
 use vaio_cache::CacheFactory;
 use vaio_core::{
@@ -21,36 +23,6 @@ use vaio_core::{
     FilterRegistry, FilterSpec, Instant, Io, MemorySidecar, Op, Policy, Reply, Result, Rt, Runtime,
     Support, WallTime,
 };
-
-/// Bytes that are allocated now.
-pub static LIVE: AtomicI64 = AtomicI64::new(0);
-
-pub struct Counting;
-
-#[allow(
-    unsafe_code,
-    reason = "an allocator that counts; forwards to the one the `vaio` program uses"
-)]
-// SAFETY: every call is forwarded unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size() as i64, Relaxed);
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { mimalloc::MiMalloc.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size() as i64, Relaxed);
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { mimalloc::MiMalloc.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as i64, Relaxed);
-        // SAFETY: the caller's obligations are passed on.
-        unsafe { mimalloc::MiMalloc.dealloc(pointer, layout) }
-    }
-}
 
 #[derive(Debug)]
 struct BenchRt {
@@ -92,7 +64,7 @@ impl Runtime for BenchRt {
     }
 }
 
-/// Counts what goes to a device.
+/// Counts what goes to a device, which is pending once for each IO.
 #[derive(Debug)]
 pub struct Counted {
     pub below: Arc<dyn BlockDevice>,
@@ -129,11 +101,55 @@ impl BlockDevice for Counted {
             }
             _ => {}
         }
+        // As a device does that takes time: what comes together is in flight together.
+        tokio::task::yield_now().await;
         self.below.submit(io).await
     }
 
     async fn allocation(&self, range: Extent) -> Result<AllocationMap> {
         self.below.allocation(range).await
+    }
+}
+
+/// Memory that was touched before it is measured.
+#[derive(Debug)]
+pub struct Flat(Mutex<Vec<u8>>);
+
+impl Flat {
+    pub fn new(bytes: u64) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(vec![1; bytes as usize])))
+    }
+}
+
+#[async_trait]
+impl BlockDevice for Flat {
+    fn info(&self) -> DeviceInfo {
+        let bytes = self.0.lock().unwrap().len() as u64;
+        DeviceInfo::new(bytes, 4096).with_caps(|caps| {
+            caps.write_zeroes = Support::Native;
+            caps.fua = Support::Native;
+        })
+    }
+
+    async fn submit(&self, io: Io) -> Result<Reply> {
+        let mut memory = self.0.lock().unwrap();
+        let place = |extent: Extent| extent.offset() as usize..extent.end() as usize;
+        Ok(match &io.op {
+            Op::Read { extent, .. } => Reply::Data(Bytes::copy_from_slice(&memory[place(*extent)])),
+            Op::Write { data, .. } => {
+                memory[place(io.op.extent())].copy_from_slice(data);
+                Reply::Done
+            }
+            Op::WriteZeroes { extent, .. } => {
+                memory[place(*extent)].fill(0);
+                Reply::Done
+            }
+            _ => Reply::Done,
+        })
+    }
+
+    async fn allocation(&self, range: Extent) -> Result<AllocationMap> {
+        Ok(AllocationMap::uniform(range, vaio_core::Allocation::Data))
     }
 }
 
@@ -269,6 +285,13 @@ impl Parts {
             .await
             .unwrap()
     }
+}
+
+/// Seconds that this thread has been on a processor: what others do on the machine is not in it.
+pub fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let nanos: u64 = stat.split_whitespace().next().unwrap().parse().unwrap();
+    nanos as f64 / 1e9
 }
 
 /// `count` IOs at a depth.

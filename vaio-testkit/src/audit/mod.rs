@@ -160,6 +160,9 @@ struct Baseline {
 /// # Panics
 /// If a case of the settings does not exist.
 pub fn run(subject: &Subject, settings: &AuditSettings) -> AuditReport {
+    for case in &settings.cases {
+        assert!(CASES.contains(case), "`{case}` is no case");
+    }
     let quiet = quietly::begin();
     let budget = Budget {
         tries_max: 0,
@@ -183,6 +186,7 @@ pub fn run(subject: &Subject, settings: &AuditSettings) -> AuditReport {
         sites: &sites,
         order: (0..baseline.reached.len()).collect(),
         baseline: &baseline,
+        alone: BTreeMap::new(),
         cases_run: 0,
     };
     let mut rows = Vec::new();
@@ -205,13 +209,17 @@ pub fn run(subject: &Subject, settings: &AuditSettings) -> AuditReport {
             });
         }
     }
-    let cases_run = trials.cases_run;
+    let (cases_run, alone) = (trials.cases_run, trials.alone);
+    let broken = alone
+        .into_iter()
+        .filter_map(|(case, rule)| Some((case, rule?)));
+    let broken = [baseline.broken.clone(), broken.collect()].concat();
     drop(quiet);
     let mut report = AuditReport {
         subject: subject.name(),
         rows,
         cases: baseline.reached.len(),
-        broken: baseline.broken,
+        broken,
         of_framework: baseline.of_framework,
         has_lines: sites.has_lines(),
         cases_run,
@@ -279,6 +287,8 @@ struct Trials<'a> {
     baseline: &'a Baseline,
     /// Cases, those that killed last first.
     order: Vec<usize>,
+    /// What cases break without a mutant where they run for longer than the baseline did.
+    alone: BTreeMap<&'static str, Option<String>>,
     cases_run: u64,
 }
 
@@ -308,6 +318,10 @@ impl Trials<'_> {
             self.cases_run += 1;
             let case = self.baseline.reached[number].0;
             if let Ended::Failed(rule) = run_tapped(self.subject, case, budget, &tap) {
+                if budget.factor > self.budget.factor && !self.passes_alone(case, budget) {
+                    // The longer run breaks by itself: that says nothing of the mutant.
+                    continue;
+                }
                 self.order[..=place].rotate_right(1);
                 return Verdict::Killed { case, rule };
             }
@@ -316,6 +330,21 @@ impl Trials<'_> {
             0 => Verdict::NotTried,
             cases => Verdict::Survived { cases },
         }
+    }
+}
+
+impl Trials<'_> {
+    /// Whether the case passes without a mutant.
+    fn passes_alone(&mut self, case: &'static str, budget: &Budget) -> bool {
+        let (subject, sites) = (self.subject, self.sites);
+        let alone = self.alone.entry(case).or_insert_with(|| {
+            let tap = Tap::recording(sites);
+            match run_tapped(subject, case, budget, &tap) {
+                Ended::Failed(rule) => Some(rule),
+                Ended::Passed | Ended::Skipped => None,
+            }
+        });
+        alone.is_none()
     }
 }
 
