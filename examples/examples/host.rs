@@ -1,4 +1,4 @@
-//! A vendor's own `vaio`: the program as it is, with one's filters in it.
+//! A vendor's own `vaio`: the program as it is, its cache and one's own filters in it.
 //!
 //! `cargo run -p vaio-examples --example host -- filters`
 
@@ -9,5 +9,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    vaio_host::main_with(vaio_examples::registry())
+    vaio_host::main_with(vaio_examples::add_to(vaio_host::default_registry()))
 }

@@ -23,7 +23,12 @@ use vaio_core::FilterRegistry;
 
 /// A registry of every filter in this package, for a host program or a test.
 pub fn registry() -> FilterRegistry {
-    let registry = FilterRegistry::default()
+    add_to(FilterRegistry::default())
+}
+
+/// The same filters beside those that a registry has.
+pub fn add_to(registry: FilterRegistry) -> FilterRegistry {
+    let registry = registry
         .with(audit::AuditFactory::default())
         .with(throttle::ThrottleFactory)
         .with(encrypt::EncryptFactory)

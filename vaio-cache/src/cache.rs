@@ -13,7 +13,7 @@ use vaio_core::{AttachContext, Notice, Severity, sync, sync::Notify};
 
 use crate::{
     bypass::Below, destage::Demand, device::CacheDevice, hold::Hold, log::Log, pace::Guest,
-    passage::Passage, settings::CacheSettings, store::Store,
+    passage::Passage, report::Counters, settings::CacheSettings, store::Store,
 };
 
 #[derive(Debug)]
@@ -47,6 +47,7 @@ pub(crate) struct Cache {
     /// A batch ended.
     pub(crate) ended: Notify,
     pub(crate) hold: Hold,
+    pub(crate) counters: Counters,
 }
 
 impl Cache {
@@ -78,6 +79,7 @@ impl Cache {
             wanted: Notify::default(),
             ended: Notify::default(),
             hold: Hold::default(),
+            counters: Counters::default(),
         }
     }
 

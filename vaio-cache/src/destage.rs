@@ -29,6 +29,7 @@ use crate::{
     map::{Found, Source},
     pace::{Load, make_way, wait},
     record::Header,
+    report::Counters,
     scan::headers_of,
 };
 
@@ -249,6 +250,7 @@ impl Cache {
             self.cx.sidecar().commit(&[(TORN, Some(mark))]).await?;
         }
         let bytes = self.move_all(&batch).await?;
+        Counters::add(&self.counters.destaged_bytes, bytes);
         // E2.
         self.cx.lower().flush().await?;
         self.still(end).await;

@@ -49,25 +49,27 @@ fn reached(log: &Log, level: Level) -> Option<u64> {
 }
 
 impl Cache {
-    /// What is short of a level (Q1).
-    pub(crate) fn dirty(&self, level: Level) -> DirtyMap {
+    /// What is short of a level within a range (Q1).
+    fn dirty_within(&self, level: Level, range: Extent) -> DirtyMap {
         if level == Level::Drained {
             return DirtyMap::new();
         }
-        let mut dirty = self.below.dirty();
-        let log = self.log();
-        let mut spans: Vec<_> = match level {
-            Level::CacheDurable => log.volatile_spans().collect(),
-            _ => log.dirty_spans().collect(),
-        };
-        spans.sort_unstable();
-        for span in spans {
-            dirty.insert(log.geometry().extent(span));
+        let mut extents = self.below.dirty().extents().to_vec();
+        {
+            let log = self.log();
+            let geometry = log.geometry();
+            let within = |span| Some(geometry.extent(span)).filter(|one| one.overlaps(range));
+            match level {
+                Level::CacheDurable => extents.extend(log.volatile_spans().filter_map(within)),
+                _ => extents.extend(log.dirty_spans().filter_map(within)),
+            }
         }
-        dirty
+        // Sorted and merged with the lock given back.
+        let within = extents.into_iter();
+        within.filter_map(|one| one.intersect(range)).collect()
     }
 
-    /// Bytes of [`dirty`](Self::dirty), in time that does not grow with them; what is overwritten
+    /// Bytes of [`dirty_within`](Self::dirty_within) the whole disk, in time that does not grow with them; what is overwritten
     /// at the moment may count twice.
     pub(crate) fn dirty_bytes(&self, level: Level) -> u64 {
         let log = match level {
@@ -165,9 +167,14 @@ impl DirtySource for Source {
     }
 
     fn extents(&self, level: Level, range: Extent) -> DirtyMap {
-        let dirty = self.0.dirty(level);
-        let extents = dirty.extents().iter();
-        extents.filter_map(|one| one.intersect(range)).collect()
+        self.0.dirty_within(level, range)
+    }
+
+    fn remaining(&self, level: Level, mark: DirtyMark) -> u64 {
+        let below = self.0.below.dirty().bytes();
+        let log = self.0.log();
+        let left = reached(&log, level).map_or(0, |from| log.bytes_between(from, mark.0));
+        left + if level == Level::Drained { 0 } else { below }
     }
 
     fn mark(&self) -> DirtyMark {

@@ -1,9 +1,6 @@
 //! The filter: the table of what happens to each operation, and to the disk.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use vaio_core::{
@@ -93,7 +90,8 @@ impl Filter for CacheFilter {
     }
 
     fn state(&self) -> FilterState {
-        self.0.state()
+        let dirty_bytes = self.0.dirty_bytes(Level::BackingDurable);
+        self.0.report(FilterState::dirty(dirty_bytes))
     }
 
     fn dirty(&self) -> Option<Arc<dyn DirtySource>> {
@@ -102,29 +100,6 @@ impl Filter for CacheFilter {
 }
 
 impl Cache {
-    fn state(&self) -> FilterState {
-        let (is_failed, (used, all), is_held) = {
-            let log = self.log();
-            (log.is_failed(), log.segments_used(), log.held().is_some())
-        };
-        let count = |number: &AtomicU64| number.load(Relaxed).to_string();
-        let state = FilterState::dirty(self.dirty_bytes(Level::BackingDurable))
-            .with_detail("mode", self.settings.mode.name())
-            .with_detail("log_segments_used", used.to_string())
-            .with_detail("log_segments", all.to_string())
-            .with_detail("is_held", is_held.to_string())
-            .with_detail("clean_bytes", self.store.bytes().to_string())
-            .with_detail("read_hits", count(&self.store.hits))
-            .with_detail("read_misses", count(&self.store.misses));
-        if is_failed {
-            return state.with_problem("the cache device failed; writes go through");
-        }
-        if self.is_full.load(Relaxed) {
-            return state.with_problem("the log is full; writes go at the pace of the backing");
-        }
-        state
-    }
-
     /// Whether the backing has everything, durably.
     fn is_clean(&self) -> bool {
         self.log().is_empty() && self.below.dirty().is_empty()

@@ -69,10 +69,12 @@ pub(crate) fn decode(
     }
     let mut headers: Vec<(Header, u32)> = Vec::new();
     let mut at = FIXED_BYTES;
+    let mut blocks = 0;
     for _ in 0..content.get_u32(24)? {
         let (header, crc) = Header::decode(content.get(at..)?, nonce, epoch, geometry)?;
         let expected = headers.last().map_or(seed.seq, |(last, _)| last.end());
-        if header.seq != expected {
+        blocks += u64::from(geometry.header) + header.payload();
+        if header.seq != expected || blocks > geometry.room().into() {
             return None;
         }
         at += header.used_bytes();

@@ -113,6 +113,7 @@ impl Sizes {
 pub(crate) const SEGMENTS_MIN: u32 = 3;
 /// Most logical blocks of a log: the highest bit of a place says "zeroes" in the map.
 const LOG_BLOCKS_MAX: u64 = 1 << 31;
+const BLOCK_BYTES_MAX: u32 = 64 << 10;
 const UNIT_BYTES_MAX: u32 = 64 << 10;
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 const SEGMENT_BYTES_MAX: u32 = 1 << 30;
@@ -184,6 +185,16 @@ impl Geometry {
     /// # Errors
     /// Names what is wrong; also for numbers that a damaged superblock gives.
     pub(crate) fn validate(&self) -> Result<()> {
+        let bytes = |blocks: u32| u64::from(blocks) * u64::from(self.block);
+        let in_range = (512..=BLOCK_BYTES_MAX).contains(&self.block)
+            && bytes(self.unit) <= u64::from(UNIT_BYTES_MAX)
+            && (512..=u64::from(HEADER_BYTES_MAX)).contains(&bytes(self.header))
+            && bytes(self.segment) <= u64::from(SEGMENT_BYTES_MAX)
+            && bytes(self.region) <= u64::from(REGION_BYTES_MAX)
+            && self.footer > 0;
+        if !in_range {
+            return Err(Error::config("sizes of the log are out of range"));
+        }
         let overhead = u64::from(self.header) + u64::from(self.footer) + u64::from(self.unit);
         if self.block == 0 || u64::from(self.segment) < overhead || self.unit == 0 {
             return Err(Error::config(format!(

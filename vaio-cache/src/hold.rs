@@ -16,10 +16,11 @@ use std::{
 
 use futures::future::select;
 use vaio_core::{
-    BoxFuture, DirtyMark, Error, ErrorKind, HeldPoint, Instant, Release, Result, sync::Notify,
+    BoxFuture, DirtyMark, Error, ErrorKind, HeldPoint, Instant, Release, Result, Severity,
+    sync::Notify,
 };
 
-use crate::cache::Cache;
+use crate::{cache::Cache, report::Counters};
 
 const HELD: u8 = 0;
 const RELEASED: u8 = 1;
@@ -90,13 +91,24 @@ impl Cache {
         Ok(Arc::new(held))
     }
 
-    /// Gives up a hold because the log needs the room (H2).
-    pub(crate) fn let_go(&self) {
+    /// Gives up a hold (H2); whether there was one.
+    pub(crate) fn let_go(&self) -> bool {
         let state = self.hold.state().clone();
-        if let Some(state) = state
-            && self.end_hold(&state, LOST)
-        {
+        let is_lost = state.is_some_and(|state| self.end_hold(&state, LOST));
+        if is_lost {
             self.cx.rt().probe("cache.let_go");
+        }
+        is_lost
+    }
+
+    /// Gives up a hold because the log needs the room, and says so.
+    pub(crate) fn let_go_for_room(&self) {
+        if self.let_go() {
+            self.event(
+                Severity::Warning,
+                "the log is full: the hold on the backing is given up, so that the guest can go on",
+                "take the snapshot again, with a faster command or a larger cache device",
+            );
         }
     }
 
@@ -105,6 +117,9 @@ impl Cache {
         let ended = state.how.compare_exchange(HELD, how, Relaxed, Relaxed);
         if ended.is_err() {
             return false;
+        }
+        if how == LOST {
+            Counters::add(&self.counters.holds_lost, 1);
         }
         self.log().let_go();
         *self.hold.state() = None;

@@ -25,6 +25,12 @@ pub(crate) const FIXED_BYTES: usize = 64;
 pub(crate) const ENTRY_BYTES: usize = 16;
 pub(crate) const SUM_BYTES: usize = 4;
 const CRC_AT: usize = 52;
+/// Logical blocks of the largest disk: 8 EiB of the smallest blocks.
+const BLOCKS_MAX: u64 = 1 << 54;
+/// Blocks of one entry: what a segment can hold, and more than the longest entry of zeroes.
+const ENTRY_BLOCKS_MAX: u64 = 1 << 21;
+/// No log gets there: a billion writes a second, for a century.
+const SEQ_MAX: u64 = 1 << 62;
 /// Most entries, and most sums, of one record.
 const COUNT_MAX: usize = u16::MAX as usize;
 
@@ -202,9 +208,15 @@ impl Header {
         header.is_whole(geometry).then_some((header, crc))
     }
 
-    /// Whether the numbers agree with each other. A header that verifies was written by this
-    /// code; another version of it could still mean something else.
+    /// Whether the numbers agree with each other and are in range. A header that verifies was
+    /// written by this code, or by someone who knows the nonce: an image from elsewhere.
     fn is_whole(&self, geometry: &Geometry) -> bool {
+        let in_range = |span: Span| span.start <= BLOCKS_MAX && span.end() <= BLOCKS_MAX;
+        let is_short = |one: &Entry| one.span.count <= ENTRY_BLOCKS_MAX || one.kind == Kind::Void;
+        let entries = &mut self.entries.iter();
+        if self.seq > SEQ_MAX || !entries.all(|one| in_range(one.span) && is_short(one)) {
+            return false;
+        }
         let sums: u64 = self.entries.iter().map(|one| one.sums(geometry)).sum();
         let room = u64::from(geometry.room()) - u64::from(geometry.header);
         sums == self.sums.len() as u64 && self.payload() <= room

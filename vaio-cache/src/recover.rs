@@ -226,7 +226,7 @@ async fn take_over(
         let scanned = scan(device, one, destaged).await?;
         let mut hole = scanned.is_cut.then(|| missing(scanned.end_seq));
         if one.segment != walk.next_segment && !walk.segments.is_empty() {
-            hole = Some(damage("the segments of the log do not follow each other"));
+            hole = Some(unconnected());
         } else {
             walk.take(one, scanned);
         }
@@ -347,7 +347,11 @@ fn damage(text: &str) -> Error {
     Error::new(ErrorKind::Corrupt, text)
 }
 
-fn missing(seq: u64) -> Error {
+pub(crate) fn unconnected() -> Error {
+    damage("the segments of the log do not follow each other")
+}
+
+pub(crate) fn missing(seq: u64) -> Error {
     let text = format!(
         "the log of the cache device is damaged: a record that was durable is not there, \
          seq={seq}; restore the device, or detach the cache and give up what it held"

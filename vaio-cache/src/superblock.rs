@@ -24,6 +24,8 @@ pub(crate) const EPOCHS_MAX: usize = 8;
 const EPOCH_BYTES: usize = 40;
 const EPOCHS_AT: usize = 104;
 const CRC_AT: usize = 96;
+/// Generations, epochs and seqs do not get there: a billion a second, for a century.
+const COUNT_MAX: u64 = 1 << 62;
 pub(crate) const USED_BYTES: usize = EPOCHS_AT + EPOCHS_MAX * EPOCH_BYTES;
 
 /// The records of one open: where they begin, and where they end.
@@ -137,15 +139,29 @@ impl Superblock {
                 })
             })
             .collect::<Option<Vec<_>>>()?;
-        let in_log = epochs.iter().all(|one| one.segment < geometry.segments);
-        in_log.then_some(Self {
+        let superblock = Self {
             generation: content.get_u64(16)?,
             identity: content.get_u64(24)?,
             owner: content.get_u64(32)?,
             destaged_seq: content.get_u64(40)?,
             geometry,
             epochs,
-        })
+        };
+        superblock.is_in_range().then_some(superblock)
+    }
+
+    /// Whether the numbers are such as this code writes. The sum is not seeded: an image from
+    /// elsewhere can have any.
+    fn is_in_range(&self) -> bool {
+        let is_fine = |one: &Epoch| {
+            one.segment < self.geometry.segments
+                && one.epoch <= COUNT_MAX
+                && one.first_seq <= COUNT_MAX
+                && (one.end_seq == OPEN || one.end_seq <= COUNT_MAX)
+        };
+        self.generation <= COUNT_MAX
+            && self.destaged_seq <= COUNT_MAX
+            && self.epochs.iter().all(is_fine)
     }
 
     /// The one that counts.

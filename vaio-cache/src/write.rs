@@ -20,6 +20,7 @@ use crate::{
     log::{Step, Waiting, WriteRecord, ZEROES_BLOCKS_MAX, entry_blocks_max},
     pace::slow_down,
     record::{self, Entry, Kind},
+    report::Counters,
     settings::{Durability, Mode},
 };
 
@@ -74,6 +75,7 @@ impl Cache {
         loop {
             let pass = self.passage.enter().await;
             if self.is_bypassed() {
+                Counters::add(&self.counters.waited, 1);
                 let reply = self.write_below(io, extent, &content, next).await?;
                 if let Content::Data(data) = &content {
                     match self.settings.mode {
@@ -110,6 +112,7 @@ impl Cache {
         // What a hold fills up is not made room for before it is full, and then it is let go.
         if !pause.is_zero() && !is_held {
             self.cx.rt().probe("cache.slow_down");
+            Counters::add(&self.counters.waited, 1);
             self.cx.rt().sleep(pause).await;
         }
     }
@@ -151,6 +154,7 @@ impl Cache {
         if self.is_write_through.load(Relaxed) {
             // H2.
             self.let_go();
+            Counters::add(&self.counters.waited, 1);
             self.destage_to(end).await.map_err(NotLogged::Error)?;
         }
         Ok(())
@@ -221,7 +225,8 @@ impl Cache {
                     self.cx.rt().probe("cache.full");
                     self.say_full();
                     // A backing that is held at a point cannot take what would make room.
-                    self.let_go();
+                    self.let_go_for_room();
+                    Counters::add(&self.counters.waited, 1);
                     self.destage_to(seq).await
                 }
                 // A reader still holds the segment.

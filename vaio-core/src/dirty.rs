@@ -135,12 +135,20 @@ impl DirtyMap {
 }
 
 impl FromIterator<Extent> for DirtyMap {
+    /// In time n log n, whatever the order: inserting one by one is quadratic at worst.
     fn from_iter<I: IntoIterator<Item = Extent>>(extents: I) -> Self {
-        let mut map = Self::new();
-        for extent in extents {
-            map.insert(extent);
+        let mut all: Vec<_> = extents.into_iter().filter(|one| !one.is_empty()).collect();
+        all.sort_unstable_by_key(|one| one.offset());
+        let mut extents: Vec<Extent> = Vec::new();
+        for one in all {
+            match extents.last_mut() {
+                Some(last) if last.end() >= one.offset() => {
+                    *last = Extent::from_range(last.offset(), last.end().max(one.end()));
+                }
+                _ => extents.push(one),
+            }
         }
-        map
+        Self { extents }
     }
 }
 
@@ -243,6 +251,14 @@ pub trait DirtySource: fmt::Debug + Send + Sync + 'static {
     /// How much is short of `level`. Cheap. Over-reports rather than under-reports.
     fn summary(&self, level: Level) -> DirtySummary;
 
+    /// How many bytes of what `mark` covers are short of `level`: what a flush to it has still to
+    /// do. Cheap; asked a few times a second. Over-reports rather than under-reports.
+    ///
+    /// Unless it is overridden: all that is short of the level, newer writes among it.
+    fn remaining(&self, level: Level, _mark: DirtyMark) -> u64 {
+        self.summary(level).bytes
+    }
+
     /// What is short of `level` within `range`. Over-reports rather than under-reports.
     fn extents(&self, level: Level, range: Extent) -> DirtyMap;
 
@@ -324,6 +340,16 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn map_of_many_equals_the_map_of_one_by_one(
+            all in prop::collection::vec((0u64..64, 0u64..16), 0..40),
+        ) {
+            let extents = || all.iter().map(|&(offset, len)| Extent::new(offset, len));
+            let mut one_by_one = DirtyMap::new();
+            extents().for_each(|extent| one_by_one.insert(extent));
+            prop_assert_eq!(extents().collect::<DirtyMap>(), one_by_one);
+        }
+
         #[test]
         fn map_equals_a_bitmap(ops in prop::collection::vec((any::<bool>(), 0u64..64, 0u64..16), 0..80)) {
             let mut map = DirtyMap::new();

@@ -89,6 +89,15 @@ impl Gate {
         self.state.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Counts work of the framework if the gate is closed and nothing is in flight; whether it
+    /// did. No one drains then, so nothing waits for that work.
+    pub(crate) fn try_enter_quiet(&self) -> bool {
+        let quiet = CLOSED;
+        self.state
+            .compare_exchange(quiet, quiet + 1, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
     /// Ends what was entered.
     pub(crate) fn exit(&self) {
         let before = self.state.fetch_sub(1, Ordering::AcqRel);

@@ -91,6 +91,7 @@ pub use runtime::{BoxFuture, Instant, Rt, Runtime, RuntimeExt, WallTime};
 pub use settings::{SettingKind, SettingSpec, SettingValue, Settings, parse_bytes, parse_duration};
 pub use sidecar::{
     DiskLock, MemorySidecar, SIDECAR_BYTES_MAX, SIDECAR_VERSION, Sidecar, SidecarStore,
+    sidecar_value,
 };
 pub use state::{DiskPhase, DiskState, FilterState, Health, LayerState};
 pub use stats::{DiskStats, Histogram, LayerStats, OpStats, Quantiles, SAMPLE_EVERY};

@@ -153,6 +153,16 @@ impl Sidecar {
     }
 }
 
+/// The value of `key`, with its filter's prefix, in the content of a sidecar: for tools that look
+/// at a disk without opening it.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] for content that is no sidecar, [`ErrorKind::Config`] for one of another
+/// version.
+pub fn sidecar_value(content: &Bytes, key: &str) -> Result<Option<Bytes>> {
+    Ok(decode(content)?.remove(key))
+}
+
 fn encode(entries: &Entries) -> Result<Bytes> {
     // Headers and checksum take fewer than 32 bytes, lengths fewer than 8 for each entry.
     let bytes = entries

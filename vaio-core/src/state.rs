@@ -25,6 +25,9 @@ pub struct FilterState {
     pub problem: Option<String>,
     /// Further values for people, by name.
     pub details: Vec<(&'static str, String)>,
+    /// Further numbers, for people and for metrics, by name: lower case with `_`, unit last
+    /// (`_bytes`, `_ms`); a name that ends in `_total` only ever grows while the instance lives.
+    pub values: Vec<(&'static str, u64)>,
 }
 
 impl FilterState {
@@ -40,6 +43,13 @@ impl FilterState {
     #[must_use]
     pub fn with_detail(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.details.push((name, value.into()));
+        self
+    }
+
+    /// The same with a number added.
+    #[must_use]
+    pub fn with_value(mut self, name: &'static str, value: u64) -> Self {
+        self.values.push((name, value));
         self
     }
 

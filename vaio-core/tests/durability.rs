@@ -77,6 +77,26 @@ async fn progress_never_grows_and_estimates_the_time_left() {
     flushing.wait(in_secs(100)).await.unwrap();
 }
 
+// What it moved was not counted, so that with the gate closed it waited for the gate to open: for
+// the end of the verb that waited for it.
+#[tokio::test(start_paused = true)]
+async fn flush_to_inside_a_commit_moves_what_is_dirty() {
+    let toy = Toy::new("toy", Class::Cache).slow(ms(10));
+    let device = TestDevice::native();
+    let disk = open_toys(Arc::clone(&device), &[&toy]).await;
+    disk.submit(write_of(0, 1, 4 * 512)).await.unwrap();
+    let verb = Verb::Snapshot { name: "s".into() };
+    let prepared = disk.prepare(verb).await.unwrap();
+    let (inside, deadline) = (disk.clone(), in_secs(100));
+    let action = async move {
+        let flushing = inside.flush_to(Level::BackingDurable)?;
+        flushing.wait(deadline).await
+    };
+    within(2, prepared.commit(deadline, action)).await.unwrap();
+    assert_eq!(device.content(0, 4 * 512), vec![1; 4 * 512]);
+    assert_eq!(disk.state().in_flight, 0, "and is counted no more");
+}
+
 #[tokio::test(start_paused = true)]
 async fn dropped_flushing_goes_on() {
     let toy = Toy::new("toy", Class::Cache).slow(ms(10));

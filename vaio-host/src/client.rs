@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use vaio_core::{Error, ErrorKind, FilterRegistry};
 
 use crate::{
-    cli::{AskArgs, Command, SnapshotArgs},
+    cli::{AskArgs, Command, DirtyArgs, SnapshotArgs},
     control::{Request, encode, filters_json},
     exit::{At, Exit, Failure, Outcome, Stage, exit_of},
     filter_arg, show,
@@ -35,9 +35,9 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// What the server or the way to it says.
 pub(crate) fn run(command: Command, registry: &FilterRegistry) -> Outcome<()> {
     match command {
-        Command::Serve(_) => Err(Failure::new(
+        Command::Serve(_) | Command::Cache(_) => Err(Failure::new(
             Stage::Serve,
-            Error::new(ErrorKind::Internal, "serve is not for the control socket"),
+            Error::new(ErrorKind::Internal, "this is not for the control socket"),
         )),
         Command::Status(args) if args.watch => watch(&args.ask),
         Command::Status(args) => ask(&args.ask, &Request::Status {}, show::status),
@@ -84,11 +84,7 @@ pub(crate) fn run(command: Command, registry: &FilterRegistry) -> Outcome<()> {
                 format!("everything acknowledged is at level {}\n", args.to)
             })
         }
-        Command::Dirty(args) => ask(
-            &args.ask,
-            &Request::Dirty { to: args.to.into() },
-            show::dirty,
-        ),
+        Command::Dirty(args) => dirty(&args),
         Command::Snapshot(args) => snapshot(&args),
         Command::Resize(args) => ask(&args.ask, &Request::Resize { bytes: args.size }, |_| {
             format!("the disk has {} bytes\n", args.size)
@@ -117,7 +113,8 @@ fn say(as_json: bool, answer: &Value, show: impl FnOnce(&Value) -> String) -> Ou
     print(&show(answer))
 }
 
-fn print(text: &str) -> Outcome<()> {
+/// Prints to stdout at once.
+pub(crate) fn print(text: &str) -> Outcome<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // The reader has seen enough.
@@ -188,12 +185,40 @@ fn events(args: &AskArgs, follow: bool) -> Outcome<()> {
     }
 }
 
+/// Shows what is short of a level, and, where asked for, every extent of it.
+fn dirty(args: &DirtyArgs) -> Outcome<()> {
+    let mut client = Client::connect(&args.ask.connect.control)?;
+    let request = |from| Request::Dirty {
+        to: args.to.into(),
+        extents: args.extents,
+        from,
+    };
+    let mut answer = client.ask(args.ask.disk.as_deref(), &request(0))?;
+    // Where an answer has no more room, the next goes on: disk by disk.
+    for disk in answer["disks"].as_array_mut().into_iter().flatten() {
+        let name = disk["name"].as_str().map(str::to_owned);
+        while let Some(next) = disk["next"].as_u64() {
+            let mut more = client.ask(name.as_deref(), &request(next))?;
+            let more = &mut more["disks"][0];
+            if let (Some(all), Some(some)) = (
+                disk["extents"].as_array_mut(),
+                more["extents"].as_array_mut(),
+            ) {
+                all.append(some);
+            }
+            disk["next"] = more["next"].take();
+        }
+    }
+    say(args.ask.json, &answer, show::dirty)
+}
+
 /// Holds the backing, runs the command, lets go; the exit code says the truth about both.
 fn snapshot(args: &SnapshotArgs) -> Outcome<()> {
     let mut client = Client::connect(&args.ask.connect.control)?;
     let request = Request::Hold {
         name: args.name.clone(),
         timeout_ms: millis(args.timeout),
+        quiesce: args.quiesce,
     };
     let held = client.ask(args.ask.disk.as_deref(), &request)?;
     let ran = Process::new("sh").arg("-c").arg(&args.exec).status();

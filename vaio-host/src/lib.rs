@@ -4,22 +4,25 @@
 //! with their filters:
 //!
 //! ```no_run
-//! use vaio_core::FilterRegistry;
-//!
 //! fn main() -> std::process::ExitCode {
-//!     let registry = FilterRegistry::default(); // .with(MyFilterFactory)
+//!     let registry = vaio_host::default_registry(); // .with(MyFilterFactory)
 //!     vaio_host::main_with(registry)
 //! }
 //! ```
 //!
 //! To embed disks in a program of your own, use [`runtime`] and [`device`]; [`nbd`] serves them.
 
+mod cache_cli;
 mod cli;
 mod client;
 mod control;
+mod default_filter;
 pub mod device;
+mod device_size;
+mod dirty_context;
 mod exit;
 mod filter_arg;
+mod filter_devices;
 mod log;
 mod metrics;
 pub mod nbd;
@@ -45,6 +48,14 @@ use cli::{Command, Parsed};
 pub use exit::Exit;
 use exit::Outcome;
 pub use sidecar_file::SidecarFileStore;
+
+/// The filters that come with `vaio`: the write-back cache.
+///
+/// Where a registry knows the cache, `vaio serve DISK` puts one beside the disk unless it is told
+/// otherwise.
+pub fn default_registry() -> FilterRegistry {
+    FilterRegistry::default().with(vaio_cache::CacheFactory::default())
+}
 
 /// The `vaio` program with these filters, on the process's arguments.
 pub fn main_with(registry: FilterRegistry) -> ExitCode {
@@ -78,6 +89,10 @@ fn execute(command: Command, registry: FilterRegistry) -> Outcome<()> {
         Command::Serve(args) => {
             log::start();
             serve::run(&args, registry)
+        }
+        Command::Cache(command) => {
+            log::start();
+            cache_cli::run(&command)
         }
         other => client::run(other, &registry),
     }

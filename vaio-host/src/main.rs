@@ -6,5 +6,5 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    vaio_host::main_with(vaio_core::FilterRegistry::default())
+    vaio_host::main_with(vaio_host::default_registry())
 }

@@ -18,7 +18,9 @@ use vaio_core::{Content, DeviceInfo, Error, ErrorKind, FilterRegistry, Policy, R
 
 use crate::{
     cli::{self, ServeArgs},
+    default_filter,
     device::{FileOptions, Spec},
+    device_size,
     exit::{At, Failure, Outcome, Stage},
     filter_arg,
     nbd::TlsServer,
@@ -172,6 +174,8 @@ fn defaults(args: &mut ServeArgs) -> Option<PathBuf> {
 
 /// Where the filters of a disk come from.
 enum FilterChoice {
+    /// Nothing was said.
+    Default,
     Same(Policy),
     File(PolicyFile),
 }
@@ -187,16 +191,44 @@ impl FilterChoice {
                 "--filter none stands alone: leave it out, or leave the other filters out",
             ));
         }
-        let filters = cli::filters(args).at(Stage::Filter)?.unwrap_or_default();
+        let Some(mut filters) = cli::filters(args).at(Stage::Filter)? else {
+            return Ok(Self::Default);
+        };
+        for filter in &mut filters {
+            device_size::fold_known(filter, registry).at(Stage::Filter)?;
+        }
         Ok(Self::Same(Policy { filters }))
     }
 
-    fn of(&self, vm: &str, disk: &str) -> Outcome<Policy> {
+    fn of(
+        &self,
+        args: &ServeArgs,
+        disk: &str,
+        spec: &Spec,
+        registry: &FilterRegistry,
+    ) -> Outcome<Policy> {
         match self {
+            Self::Default => default_policy(args, spec, registry),
             Self::Same(policy) => Ok(policy.clone()),
-            Self::File(file) => file.of(vm, disk).at(Stage::Usage),
+            Self::File(file) => file.of(&args.vm, disk).at(Stage::Usage),
         }
     }
+}
+
+/// A cache beside a disk that is a file, where the program knows the cache and may write.
+fn default_policy(args: &ServeArgs, spec: &Spec, registry: &FilterRegistry) -> Outcome<Policy> {
+    let Spec::File(path) = spec else {
+        return Ok(Policy::empty());
+    };
+    if is_block_device(path) || args.read_only || registry.get(vaio_cache::NAME).is_err() {
+        return Ok(Policy::empty());
+    }
+    let found = std::fs::metadata(path).map(|found| found.len()).ok();
+    let capacity = found.or(args.create).unwrap_or_default();
+    let cache = with_suffix(path, default_filter::SUFFIX);
+    let mut filter = default_filter::cache_in(&cache, capacity);
+    device_size::fold_known(&mut filter, registry).at(Stage::Filter)?;
+    Ok(Policy::empty().with(filter))
 }
 
 fn disk_plans(
@@ -236,7 +268,7 @@ fn disk_plans(
                 "two disks have the same name: give each a --name, name={name} disk={text}"
             )));
         }
-        let policy = filters.of(&args.vm, &name)?;
+        let policy = filters.of(args, &name, &spec, registry)?;
         let resolved = filter_arg::check(&policy, registry).at(Stage::Filter)?;
         let sidecar = sidecar_path(args, &spec, &name, &resolved)?;
         plans.push(DiskPlan {
@@ -253,7 +285,7 @@ fn disk_plans(
 
 /// Reads a disk's spec. A file's path is made canonical: whatever path it is reached by, it is
 /// the same disk with the same sidecar.
-fn parse_spec(text: &str, folder: Option<&Path>) -> Outcome<Spec> {
+pub(crate) fn parse_spec(text: &str, folder: Option<&Path>) -> Outcome<Spec> {
     let spec: Spec = text.parse().map_err(|error: Error| {
         // A URI names a disk that this program cannot open; all else is a slip of the pen.
         let stage = if text.contains("://") {
@@ -308,7 +340,7 @@ fn check_size(size: u64) -> Outcome<()> {
     Ok(())
 }
 
-fn name_of(spec: &Spec) -> String {
+pub(crate) fn name_of(spec: &Spec) -> String {
     match spec {
         Spec::File(path) => path
             .file_stem()
@@ -385,7 +417,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// A file beside a disk that is a file.
-fn beside(disk: &DiskPlan, suffix: &str) -> Option<PathBuf> {
+pub(crate) fn beside(disk: &DiskPlan, suffix: &str) -> Option<PathBuf> {
     match &disk.spec {
         Spec::File(path) if !is_block_device(path) => Some(with_suffix(path, suffix)),
         _ => None,
@@ -514,6 +546,37 @@ mod tests {
             0,
             "nothing was made"
         );
+    }
+
+    #[test]
+    fn disk_without_a_word_about_filters_gets_a_cache_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().canonicalize().unwrap().join(name);
+        let a = at("a.img").display().to_string();
+        let filters = |args: &[&str]| {
+            let line = ["vaio", "serve", &a, "--create", "1G"];
+            let line = line.iter().chain(args).copied();
+            match cli::parse(line).expect("a command line").command {
+                cli::Command::Serve(args) => {
+                    let plan = Plan::new(&args, &crate::default_registry()).unwrap();
+                    plan.disks[0].policy.filters.clone()
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let cache = filters(&[]);
+        assert_eq!(cache.len(), 1);
+        assert_eq!(cache[0].name, "cache");
+        assert_eq!(
+            cache[0].settings["file"],
+            format!("make:134217728:{a}.cache")
+        );
+        std::fs::write(at("a.img.cache"), "x").unwrap();
+        assert_eq!(filters(&[])[0].settings["file"], format!("{a}.cache"));
+        assert!(filters(&["--filter", "none"]).is_empty());
+        assert!(filters(&["--read-only"]).is_empty());
+        let given = filters(&["--filter", "cache:file=x,size=1M"]);
+        assert_eq!(given[0].settings["file"], "make:1048576:x");
     }
 
     #[test]

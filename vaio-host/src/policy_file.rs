@@ -18,6 +18,8 @@ use serde::Deserialize;
 use toml::{Spanned, Value};
 use vaio_core::{Error, FilterRegistry, FilterSpec, Policy, Result, Settings};
 
+use crate::device_size;
+
 /// Largest policy file, in bytes.
 const BYTES_MAX: u64 = 1 << 20;
 const NAME: &str = "name";
@@ -148,6 +150,10 @@ fn filter_spec(
             ));
             (value_at, error.with_filter(descriptor.name))
         })?;
+        if device_size::is_size(&descriptor, &key) {
+            spec.settings.insert(key, text);
+            continue;
+        }
         let declared: Vec<_> = descriptor
             .settings
             .iter()
@@ -164,6 +170,7 @@ fn filter_spec(
             .map_err(|error| (value_at, error.with_filter(descriptor.name)))?;
         spec.settings.insert(key, text);
     }
+    device_size::fold(&mut spec, &descriptor).map_err(|error| (name_at, error))?;
     Settings::parse(descriptor.settings, &spec.settings)
         .map_err(|error| (name_at, error.with_filter(descriptor.name)))?;
     Ok(spec)

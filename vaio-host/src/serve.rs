@@ -14,6 +14,7 @@ use vaio_core::{Disk, Error, FilterRegistry, Result, Rt};
 use crate::{
     cli::ServeArgs,
     control::{Control, Hosted, HostedDisk},
+    dirty_context::DirtyContext,
     exit::{At, Failure, Outcome, Stage},
     nbd::{Export, Server, ServerSettings, TlsServer},
     plan::{Listen, Plan},
@@ -114,7 +115,10 @@ fn server(plan: &mut Plan, disks: &[Disk]) -> Outcome<Server> {
         .disks
         .iter()
         .zip(disks)
-        .map(|(plan, disk)| Export::new(plan.name.as_str(), disk.clone()))
+        .map(|(plan, disk)| {
+            Export::new(plan.name.as_str(), disk.clone())
+                .with_context(Arc::new(DirtyContext(disk.clone())))
+        })
         .collect();
     let settings = settings(plan.tls.clone());
     let mut server = Server::new(exports, settings).at(Stage::Disk)?;

@@ -8,15 +8,14 @@ use std::{
     sync::Arc,
 };
 
-use async_trait::async_trait;
 use vaio_core::{
-    AllocationMap, BlockDevice, DeviceInfo, DeviceProvider, Disk, DiskLock, Error, Extent,
-    FilterRegistry, Io, MemorySidecar, Reply, Result, Rt, SidecarStore,
+    BlockDevice, Disk, DiskLock, Error, FilterRegistry, MemorySidecar, Result, Rt, SidecarStore,
 };
 
 use crate::{
     device::{FileDevice, FileOptions, ImageLock, ImageUse, LockFile, Spec, open_spec},
     exit::{At, Outcome, Stage},
+    filter_devices::FilterDevices,
     plan::DiskPlan,
     sidecar_file::{SidecarFileStore, sync_folder_of},
 };
@@ -39,6 +38,11 @@ impl Made {
             self.0.push(path.to_owned());
         }
         Ok(value)
+    }
+
+    /// Takes over what someone else made on our behalf.
+    fn adopt(&mut self, paths: Vec<PathBuf>) {
+        self.0.extend(paths);
     }
 
     /// Everything stays.
@@ -71,6 +75,7 @@ pub(crate) struct Opened {
     pub(crate) disk: Disk,
     /// The device at the bottom, where it is a file: it can grow.
     pub(crate) file: Option<Arc<FileDevice>>,
+    pub(crate) devices: Arc<FilterDevices>,
 }
 
 /// Opens a disk. What is created is noted in `made`.
@@ -91,22 +96,26 @@ pub(crate) async fn open(plan: &DiskPlan, host: &Host<'_>, made: &mut Made) -> O
         }
         None => Arc::new(MemorySidecar::default()),
     };
-    let devices = HostDevices {
-        rt: Arc::clone(host.rt),
-        options: host.options.clone().with_read_only(false),
-    };
-    let disk = Disk::builder(device, Arc::clone(host.rt))
+    let options = host.options.clone().with_read_only(false);
+    let devices = Arc::new(FilterDevices::new(Arc::clone(host.rt), options));
+    let opened = Disk::builder(device, Arc::clone(host.rt))
         .name(plan.name.as_str())
         .vm(host.vm)
         .policy(plan.policy.clone(), host.registry.clone())
         .sidecar(sidecar)
-        .devices(Arc::new(devices))
+        .devices(Arc::<FilterDevices>::clone(&devices))
         .lock(Box::new(locks))
         .open()
-        .await
+        .await;
+    made.adopt(devices.take_made());
+    let disk = opened
         .at(Stage::Disk)
         .map_err(|failure| failure.with_place("path", &plan.text))?;
-    Ok(Opened { disk, file })
+    Ok(Opened {
+        disk,
+        file,
+        devices,
+    })
 }
 
 type Device = Arc<dyn BlockDevice>;
@@ -147,7 +156,7 @@ fn create(path: &Path, size: u64) -> Result<()> {
 
 /// The locks of one disk: QEMU's on the image, and one beside the sidecar.
 #[derive(Debug)]
-struct Locks {
+pub(crate) struct Locks {
     _image: Option<ImageLock>,
     _file: Option<LockFile>,
 }
@@ -160,7 +169,11 @@ impl DiskLock for Locks {
 }
 
 impl Locks {
-    fn take(plan: &DiskPlan, options: &FileOptions, made: &mut Made) -> Result<Self> {
+    /// Takes both. Never waits.
+    ///
+    /// # Errors
+    /// Someone has one of them, or it cannot be made.
+    pub(crate) fn take(plan: &DiskPlan, options: &FileOptions, made: &mut Made) -> Result<Self> {
         let image_use = if options.read_only {
             ImageUse::Read
         } else {
@@ -182,67 +195,6 @@ impl Locks {
             _image: image,
             _file: file,
         })
-    }
-}
-
-/// Opens the devices that filters ask for by what the user wrote.
-#[derive(Debug)]
-struct HostDevices {
-    rt: Rt,
-    options: FileOptions,
-}
-
-#[async_trait]
-impl DeviceProvider for HostDevices {
-    async fn open_device(
-        &self,
-        filter: &str,
-        name: &str,
-        spec: &str,
-    ) -> Result<Arc<dyn BlockDevice>> {
-        let open = async {
-            let spec: Spec = spec.parse()?;
-            let device = open_spec(&spec, &self.options, &self.rt).await?;
-            let Spec::File(path) = &spec else {
-                return Ok(device);
-            };
-            let lock = ImageLock::take(path, ImageUse::Write)?;
-            let locked: Arc<dyn BlockDevice> = Arc::new(Locked {
-                device,
-                _lock: lock,
-            });
-            Ok(locked)
-        };
-        open.await.map_err(|error: Error| {
-            let text = format!(
-                "cannot open the filter's device: {}, device={name}",
-                error.to_line()
-            );
-            Error::new(error.kind(), text).with_filter(filter)
-        })
-    }
-}
-
-/// A device together with the lock on its image.
-#[derive(Debug)]
-struct Locked {
-    device: Arc<dyn BlockDevice>,
-    _lock: ImageLock,
-}
-
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl BlockDevice for Locked {
-    fn info(&self) -> DeviceInfo {
-        self.device.info()
-    }
-
-    async fn submit(&self, io: Io) -> Result<Reply> {
-        self.device.submit(io).await
-    }
-
-    async fn allocation(&self, range: Extent) -> Result<AllocationMap> {
-        self.device.allocation(range).await
     }
 }
 

@@ -140,8 +140,8 @@ fn several_disks_are_exports_and_the_first_is_the_default() {
         Program::Stock,
         dir.path(),
         &[
-            "serve", "a.img", "ram:2M", "null:3M", "--nbd", "s", "--name", "a", "--name", "b",
-            "--name", "c",
+            "serve", "a.img", "ram:2M", "null:3M", "--nbd", "s", "--filter", "none", "--name", "a",
+            "--name", "b", "--name", "c",
         ],
     );
     let socket = dir.path().join("s");

@@ -30,6 +30,8 @@ pub(crate) struct Folded {
     first_seq: u64,
     end_seq: u64,
     first_cut: u64,
+    /// What its records change.
+    pub(super) bytes: u64,
     pub(super) since: Instant,
 }
 
@@ -113,6 +115,11 @@ impl Log {
                 first_seq: first.header.seq,
                 end_seq: self.recent[begin + count - 1].header.end(),
                 first_cut: first.header.cut,
+                bytes: self
+                    .recent
+                    .range(begin..begin + count)
+                    .map(|one| bytes_of(&one.header, &self.geometry))
+                    .sum(),
                 since: first.since,
             };
             assert!(begin == 0 || self.folded.is_empty(), "P1");

@@ -51,6 +51,20 @@ impl Log {
         self.dirty_bytes
     }
 
+    /// Bytes of the records from a seq on that begin before another; of segments that are only on
+    /// the device as a whole.
+    pub(crate) fn bytes_between(&self, from: u64, seq: u64) -> u64 {
+        let records = self.front.iter().chain(&self.recent);
+        let records = records
+            .filter(|one| one.header.end() > from && one.header.seq < seq)
+            .map(|one| super::bytes_of(&one.header, &self.geometry));
+        let folded = self.folded.iter();
+        let folded = folded
+            .filter(|one| one.end_seq() > from && one.first_seq() < seq)
+            .map(|one| one.bytes);
+        records.chain(folded).sum()
+    }
+
     /// Segments that hold something, and all there are.
     pub(crate) fn segments_used(&self) -> (u32, u32) {
         self.segments.used()

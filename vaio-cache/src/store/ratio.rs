@@ -127,6 +127,7 @@ fn is_hit(shelf: &mut Shelf, unit: u32) -> bool {
     let room = shelf.take(queue, 1).expect("there is room");
     shelf.publish(token, &[(unit, room.place, 0)]);
     shelf.unpin(room.region);
+    shelf.give_back(token);
     false
 }
 

@@ -86,6 +86,11 @@ impl DirtySource for Contained {
             .unwrap_or_else(|| DirtySummary::new(u64::MAX, Duration::ZERO))
     }
 
+    fn remaining(&self, level: Level, mark: DirtyMark) -> u64 {
+        self.ask(|source| source.remaining(level, mark))
+            .unwrap_or(u64::MAX)
+    }
+
     fn extents(&self, level: Level, range: Extent) -> DirtyMap {
         self.ask(|source| source.extents(level, range))
             .unwrap_or_else(|| std::iter::once(range).collect())

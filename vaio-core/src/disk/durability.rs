@@ -34,6 +34,13 @@ fn sources(chain: &Chain) -> Vec<(Arc<str>, Class, Arc<dyn DirtySource>)> {
         .collect()
 }
 
+/// What the marks cover and is still short of a level, in bytes.
+fn remaining(marks: &[(Arc<dyn DirtySource>, DirtyMark)], level: Level) -> u64 {
+    marks.iter().fold(0, |sum, (source, mark)| {
+        sum.saturating_add(source.remaining(level, *mark))
+    })
+}
+
 impl DiskInner {
     /// A flush down the whole chain, as a guest's would go.
     pub(super) async fn flush_chain(&self) -> Result<()> {
@@ -144,6 +151,8 @@ pub struct Flushing {
     level: Level,
     from: Instant,
     initial_bytes: u64,
+    /// Each source with its mark.
+    marks: Vec<(Arc<dyn DirtySource>, DirtyMark)>,
     ended: Arc<Ended>,
 }
 
@@ -162,12 +171,7 @@ impl Flushing {
         if lock(&self.ended.result).as_ref().is_some_and(Result::is_ok) {
             return FlushProgress::estimated(self.initial_bytes, 0, elapsed);
         }
-        let now = self
-            .disk
-            .inner
-            .summary(self.level)
-            .bytes
-            .min(self.initial_bytes);
+        let now = remaining(&self.marks, self.level).min(self.initial_bytes);
         let remaining = self
             .ended
             .last_remaining
@@ -314,6 +318,9 @@ impl Disk {
     /// Starts to bring everything that was acknowledged before this call to `level`. Newer writes
     /// never extend it. Runs beside guest IO.
     ///
+    /// On a disk that is quiesced, also inside a verb's commit, what it moves is admitted. One that
+    /// runs when the disk is being quiesced goes on when it is resumed.
+    ///
     /// # Errors
     /// [`ErrorKind::Gone`] when the disk is closed. What the flush itself meets comes from
     /// [`Flushing::wait`].
@@ -322,12 +329,19 @@ impl Disk {
         if core.is_closed() {
             return Err(core.gone());
         }
-        let initial_bytes = self.inner.summary(level).bytes;
         let marks = self.inner.marks();
+        let covered: Vec<_> = marks
+            .iter()
+            .map(|(_, _, source, mark)| (Arc::clone(source), *mark))
+            .collect();
+        let initial_bytes = remaining(&covered, level);
         let ended = Arc::<Ended>::default();
         ended.last_remaining.store(initial_bytes, Ordering::Relaxed);
         let (inner, report) = (Arc::clone(&self.inner), Arc::clone(&ended));
+        let counted = core.gate.try_enter_quiet();
+        let counted = counted.then(|| Entered(Arc::clone(core)));
         let job = run_to_end(core, "flush_to", async move {
+            let _counted = counted;
             inner.bring_to(level, marks).await
         });
         core.rt.spawn(
@@ -344,6 +358,7 @@ impl Disk {
             level,
             from,
             initial_bytes,
+            marks: covered,
             ended,
         })
     }

@@ -56,9 +56,11 @@ impl Hold {
         name: Option<&str>,
         snapshot: &str,
         timeout: Duration,
+        quiesce: bool,
     ) -> Result<Self> {
         let chosen = verbs::chosen(&shared.hosted, name)?;
-        let is_single = chosen.len() == 1;
+        // Points of several disks are several moments.
+        let is_point = chosen.len() == 1 && !quiesce;
         let deadline = shared.hosted.rt.now() + timeout;
         let mut prepared = Vec::with_capacity(chosen.len());
         for one in chosen {
@@ -71,10 +73,10 @@ impl Hold {
         }
         let mut held = Vec::with_capacity(prepared.len());
         for (disk, prepared) in prepared {
-            let guard = if is_single {
+            let guard = if is_point {
                 hold(shared, &disk, prepared, deadline).await?
             } else {
-                Guard::Quiet(quiesce(shared, &disk, prepared, deadline).await?)
+                Guard::Quiet(self::quiesce(shared, &disk, prepared, deadline).await?)
             };
             held.push(Held { disk, guard });
         }
@@ -149,8 +151,9 @@ fn torn() -> Error {
     Error::new(
         ErrorKind::Io,
         format!(
-            "the hold ended by itself before it was released, so the snapshot is torn: take it \
-             again, with a faster command, held_max={HOLD_MAX:?}"
+            "the hold ended by itself before it was released, so the snapshot is torn: `vaio \
+             events` says why (time, or a cache whose log was full); take it again, with a faster \
+             command, held_max={HOLD_MAX:?}"
         ),
     )
 }

@@ -32,6 +32,7 @@ use vaio_core::{Disk, Error, ErrorKind, FilterRegistry, Result, Rt};
 use crate::{
     device::{FileDevice, Spec},
     exit::Exit,
+    filter_devices::FilterDevices,
     metrics,
     nbd::{
         ServerWatch,
@@ -73,6 +74,8 @@ pub(crate) struct HostedDisk {
     pub(crate) text: String,
     /// The device at the bottom, where it is a file.
     pub(crate) file: Option<Arc<FileDevice>>,
+    /// Opens what filters need.
+    pub(crate) devices: Arc<FilterDevices>,
     /// Whether what a filter keeps is remembered beyond this process.
     pub(crate) is_remembered: bool,
 }
@@ -82,6 +85,7 @@ impl HostedDisk {
         Self {
             disk: opened.disk,
             file: opened.file,
+            devices: opened.devices,
             spec: plan.spec.clone(),
             text: plan.text.clone(),
             is_remembered: plan.sidecar.is_some(),

@@ -57,6 +57,11 @@ pub(crate) enum Request {
     Dirty {
         #[serde(default)]
         to: LevelText,
+        /// Tell the extents, too, from byte `from` on.
+        #[serde(default)]
+        extents: bool,
+        #[serde(default)]
+        from: u64,
     },
     /// Holds the backing until `release` on the same connection.
     Hold {
@@ -64,6 +69,9 @@ pub(crate) enum Request {
         name: String,
         #[serde(default = "timeout_ms")]
         timeout_ms: u64,
+        /// Make the guest wait, though a cache could take its writes.
+        #[serde(default)]
+        quiesce: bool,
     },
     Release {},
     Resize {
@@ -302,6 +310,7 @@ mod tests {
             Request::Hold {
                 name: "n".into(),
                 timeout_ms: 7,
+                quiesce: true,
             },
             Request::Replace {
                 filter: FilterSpec::new("a").with("k", "v").into(),

@@ -172,9 +172,13 @@ impl Session {
                 let timeout = request::timeout(timeout_ms);
                 verbs::flush(shared, disk, to.into(), timeout, &mut self.out).await?
             }
-            Request::Hold { name, timeout_ms } if self.hold.is_none() => {
+            Request::Hold {
+                name,
+                timeout_ms,
+                quiesce,
+            } if self.hold.is_none() => {
                 let timeout = request::timeout(timeout_ms);
-                match Hold::begin(shared, disk, &name, timeout).await {
+                match Hold::begin(shared, disk, &name, timeout, quiesce).await {
                     Ok(hold) => {
                         let told = hold.told();
                         self.hold = Some(hold);

@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
 use vaio_core::{
-    BlockDevice, Content, Descriptor, Disk, Error, ErrorKind, EventStream, FilterSpec, Level,
-    Result, Verb,
+    BlockDevice, Content, Descriptor, Disk, Error, ErrorKind, EventStream, Extent, FilterSpec,
+    FlushProgress, Level, Result, Verb,
 };
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
     session::{Broken, Out, give_way},
     within,
 };
-use crate::device::Spec;
+use crate::{device::Spec, device_size};
 
 /// Longest wait for what a filter says of itself.
 const ASK_MAX: Duration = Duration::from_secs(2);
@@ -30,6 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// Longest time that a resize waits for the disk to drain.
 const RESIZE_MAX: Duration = Duration::from_secs(10);
+/// Dirty extents in one answer; the asker goes on from where it ends.
+const DIRTY_EXTENTS_MAX: usize = 1 << 16;
 /// Events sent before other connections get their turn.
 const EVENTS_AT_ONCE: usize = 64;
 
@@ -131,16 +133,23 @@ pub(super) async fn answer(shared: &Shared, name: Option<&str>, request: Request
         Request::Stack {} => {
             let mut disks = Vec::new();
             for one in chosen(hosted, name)? {
-                let filters = wait(shared, async { Ok(one.disk.stack().await) }).await?;
+                let mut filters = wait(shared, async { Ok(one.disk.stack().await) }).await?;
+                for filter in &mut filters {
+                    if let Ok(factory) = hosted.registry.get(&filter.name) {
+                        device_size::unfold(filter, &factory.descriptor());
+                    }
+                }
                 disks.push(json!({ "name": one.disk.name(), "filters": filters }));
             }
             Ok(json!({ "disks": disks }))
         }
         Request::Attach { filter } => {
             let one = the_one(hosted, name)?;
-            let spec = FilterSpec::from(filter);
+            let mut spec = FilterSpec::from(filter);
             check_remembered(hosted, one, &spec)?;
-            wait(shared, one.disk.attach(spec)).await.map(done)
+            device_size::fold_known(&mut spec, &hosted.registry)?;
+            let attach = settled(one, one.disk.attach(spec));
+            wait(shared, attach).await.map(done)
         }
         Request::Detach { filter, dirty } => {
             let disk = &the_one(hosted, name)?.disk;
@@ -150,17 +159,20 @@ pub(super) async fn answer(shared: &Shared, name: Option<&str>, request: Request
         }
         Request::Replace { filter, instead_of } => {
             let one = the_one(hosted, name)?;
-            let spec = FilterSpec::from(filter);
+            let mut spec = FilterSpec::from(filter);
             check_remembered(hosted, one, &spec)?;
+            device_size::fold_known(&mut spec, &hosted.registry)?;
             let old = instead_of.unwrap_or_else(|| spec.name.clone());
-            wait(shared, one.disk.replace(old, spec)).await.map(done)
+            let replace = settled(one, one.disk.replace(old, spec));
+            wait(shared, replace).await.map(done)
         }
-        Request::Dirty { to } => {
+        Request::Dirty { to, extents, from } => {
             let (level, disks) = (Level::from(to), disks_of(hosted, name)?);
+            let from = extents.then_some(from);
             let dirty = move || {
                 disks
                     .iter()
-                    .map(|disk| dirty(disk, level))
+                    .map(|disk| dirty(disk, level, from))
                     .collect::<Vec<_>>()
             };
             Ok(json!({ "disks": ask(shared, dirty).await? }))
@@ -180,6 +192,14 @@ pub(super) async fn answer(shared: &Shared, name: Option<&str>, request: Request
             "a request of a session was not answered by it",
         )),
     }
+}
+
+/// A verb that may make files; they stay only where it did what it should. Where it is given up
+/// it goes on, and they stay.
+async fn settled(one: &HostedDisk, verb: impl Future<Output = Result<()>>) -> Result<()> {
+    let result = verb.await;
+    one.devices.settle(&result);
+    result
 }
 
 fn done((): ()) -> Value {
@@ -233,20 +253,39 @@ fn stats(disk: &Disk) -> Value {
     stats
 }
 
-fn dirty(disk: &Disk, level: Level) -> Value {
+/// What is short of a level; with `from`, also its extents from that byte on, and where the next
+/// answer goes on if there are more than fit one.
+fn dirty(disk: &Disk, level: Level, from: Option<u64>) -> Value {
     let summary = disk.dirty(level);
-    json!({
+    let mut answer = json!({
         "name": disk.name(),
         "level": level.name(),
         "bytes": summary.bytes,
         "oldest_age_ms": millis(summary.oldest_age),
         "is_estimate": summary.is_estimate,
-    })
+    });
+    if let Some(from) = from {
+        let end = disk.info().capacity;
+        let map = disk.dirty_extents(level, Extent::from_range(from.min(end), end));
+        let all = map.extents();
+        let told = &all[..all.len().min(DIRTY_EXTENTS_MAX)];
+        let pairs = told.iter().map(|one| json!([one.offset(), one.len()]));
+        answer["extents"] = pairs.collect();
+        answer["next"] = json!(all.get(told.len()).map(|one| one.offset()));
+    }
+    answer
 }
 
 /// Descriptors as JSON.
 pub(crate) fn filters(descriptors: &[Descriptor]) -> Value {
-    descriptors.iter().map(to_json).collect()
+    let listed = |descriptor| {
+        let mut value = to_json(descriptor);
+        if let Some(settings) = value["settings"].as_array_mut() {
+            settings.extend(device_size::settings_json(descriptor));
+        }
+        value
+    };
+    descriptors.iter().map(listed).collect()
 }
 
 /// Refuses a filter that keeps something on a disk whose sidecar ends with the process.
@@ -324,6 +363,7 @@ pub(super) async fn flush(
     };
     let rt = &shared.hosted.rt;
     let deadline = rt.now() + timeout;
+    let began = rt.now();
     let started: Result<Vec<_>> = disks.iter().map(|disk| disk.flush_to(level)).collect();
     let started = match started {
         Ok(started) => started,
@@ -336,8 +376,10 @@ pub(super) async fn flush(
             let result = match within(PROGRESS_EVERY, ended.as_mut()).await {
                 Some(result) => result,
                 None if rt.now() < deadline + PROGRESS_EVERY => {
-                    let mut progress = to_json(&flushing.progress());
+                    let now = flushing.progress();
+                    let mut progress = to_json(&now);
                     progress["name"] = json!(disk.name());
+                    progress["bytes_per_s"] = rate(&now, rt.now().since(began)).into();
                     out.send("progress", progress).await?;
                     continue;
                 }
@@ -354,6 +396,13 @@ pub(super) async fn flush(
         }
     }
     Ok(Ok(json!({ "level": level.name() })))
+}
+
+/// Bytes brought to the level in a second, so far.
+fn rate(progress: &FlushProgress, elapsed: Duration) -> u64 {
+    let bytes = u128::from(progress.done_bytes) * 1_000_000_000;
+    let rate = bytes.checked_div(elapsed.as_nanos()).unwrap_or(0);
+    u64::try_from(rate).unwrap_or(u64::MAX)
 }
 
 /// Grows a disk: the filters prepare, the file grows, the filters commit.

@@ -113,6 +113,21 @@ impl ImageLock {
     }
 }
 
+impl ImageLock {
+    /// Whether someone uses `path` to write. Takes no mark, so that it is in no one's way.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] where the file cannot be opened. A file system without such locks
+    /// says no.
+    pub fn is_written(path: impl AsRef<Path>) -> Result<bool> {
+        let path = path.as_ref();
+        let file = OpenOptions::new().read(true).open(path).map_err(|cause| {
+            Error::config(format!("cannot open, path={}", path.display())).with_source(cause)
+        })?;
+        Ok(is_marked(&file, USED_BASE + i64::from(WRITE)).unwrap_or(false))
+    }
+}
+
 fn name(bit: u8) -> &'static str {
     match bit {
         CONSISTENT_READ => "consistent read",
@@ -164,6 +179,19 @@ mod tests {
         let path = dir.path().join("disk.img");
         File::create(&path).unwrap().set_len(1 << 20).unwrap();
         (dir, path)
+    }
+
+    #[test]
+    fn writer_is_seen_without_a_mark_and_a_reader_is_none() {
+        let (_dir, path) = image();
+        let reader = ImageLock::take(&path, ImageUse::Read).unwrap();
+        assert!(!ImageLock::is_written(&path).unwrap());
+        drop(reader);
+        let writer = ImageLock::take(&path, ImageUse::Write).unwrap();
+        assert!(ImageLock::is_written(&path).unwrap());
+        drop(writer);
+        assert!(!ImageLock::is_written(&path).unwrap());
+        assert!(ImageLock::is_written("/nonexistent").is_err());
     }
 
     #[test]

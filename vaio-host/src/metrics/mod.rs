@@ -13,7 +13,10 @@ use prometheus_client::{
     metrics::MetricType,
     registry::Registry,
 };
-use vaio_core::{Disk, DiskState, DiskStats, Quantiles};
+use vaio_core::{Disk, DiskState, DiskStats, Level, Quantiles};
+
+/// How the name of a filter's value ends that only ever grows.
+const TOTAL: &str = "_total";
 
 /// The text for these disks.
 pub(crate) fn text(disks: &[Disk], nbd_connections: usize) -> String {
@@ -21,6 +24,10 @@ pub(crate) fn text(disks: &[Disk], nbd_connections: usize) -> String {
         disks: disks
             .iter()
             .map(|disk| (disk.state(), disk.stats()))
+            .collect(),
+        ages: disks
+            .iter()
+            .map(|disk| disk.dirty(Level::BackingDurable).oldest_age)
             .collect(),
         nbd_connections,
     };
@@ -36,6 +43,8 @@ pub(crate) fn text(disks: &[Disk], nbd_connections: usize) -> String {
 #[derive(Debug)]
 struct Seen {
     disks: Vec<(DiskState, DiskStats)>,
+    /// Of each disk, the oldest write that is not on the backing.
+    ages: Vec<Duration>,
     nbd_connections: usize,
 }
 
@@ -73,6 +82,11 @@ impl Seen {
             "vaio_disk_dirty_bytes",
             "bytes not yet on the backing",
             gauge(|state, _| state.dirty_bytes),
+        )?;
+        out.gauge(
+            "vaio_disk_dirty_age_seconds",
+            "age of the oldest write that is not yet on the backing",
+            self.ages(),
         )?;
         out.gauge(
             "vaio_disk_in_flight",
@@ -171,7 +185,33 @@ impl Seen {
             "vaio_filter_lag_seconds",
             "age of the oldest write that its replica lacks",
             states().map(|(labels, layer)| (labels, layer.filter.lag.as_secs_f64())),
+        )?;
+        let values = || {
+            states().flat_map(|(labels, layer)| {
+                layer.filter.values.iter().map(move |(name, value)| {
+                    let mut labels = labels.clone();
+                    labels.push(("name", name));
+                    (labels, name.ends_with(TOTAL), *value)
+                })
+            })
+        };
+        let gauges = values().filter(|(_, is_count, _)| !is_count);
+        out.gauge(
+            "vaio_filter_value",
+            "what a filter tells of itself by name; the unit is in the name",
+            gauges.map(|(labels, _, value)| (labels, as_f64(value))),
+        )?;
+        let counts = values().filter(|(_, is_count, _)| *is_count);
+        out.counter(
+            "vaio_filter_count",
+            "what a filter counts by name",
+            counts.map(|(labels, _, value)| (labels, value)),
         )
+    }
+
+    fn ages(&self) -> impl Iterator<Item = (Vec<Label<'_>>, f64)> {
+        let seen = self.disks.iter().zip(&self.ages);
+        seen.map(|((state, _), age)| (vec![disk(state)], age.as_secs_f64()))
     }
 
     fn times(&self, out: &mut Out<'_>) -> fmt::Result {

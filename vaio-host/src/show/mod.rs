@@ -1,6 +1,6 @@
 //! Answers as text for people. Pure: from JSON to lines.
 
-mod units;
+pub(crate) mod units;
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -115,6 +115,23 @@ fn layer(out: &mut String, layer: &Value) {
             &format!("    {:<9} {}", text(&pair[0]), text(&pair[1])),
         );
     }
+    for pair in list(&filter["values"]) {
+        let (name, value) = named(text(&pair[0]), number(&pair[1]));
+        push(out, &format!("    {name:<15} {value}"));
+    }
+}
+
+/// A value of a filter in the unit that its name ends with.
+fn named(name: &str, value: u64) -> (String, String) {
+    let name = name.strip_suffix("_total").unwrap_or(name);
+    let (name, value) = if let Some(name) = name.strip_suffix("_bytes") {
+        (name, bytes(value))
+    } else if let Some(name) = name.strip_suffix("_ms") {
+        (name, time(Duration::from_millis(value)))
+    } else {
+        (name, value.to_string())
+    };
+    (name.replace('_', " "), value)
 }
 
 /// `vaio stats`
@@ -356,6 +373,10 @@ pub(crate) fn dirty(answer: &Value) -> String {
                 time(Duration::from_millis(number(&disk["oldest_age_ms"])))
             ),
         );
+        for extent in list(&disk["extents"]) {
+            let (offset, len) = (number(&extent[0]), number(&extent[1]));
+            push(&mut out, &format!("  {offset:>16} +{len}"));
+        }
     }
     out
 }
@@ -376,8 +397,10 @@ pub(crate) fn progress(progress: &Value) -> String {
     let eta = eta.map_or_else(String::new, |secs| {
         format!(", about {} left", time(Duration::from_secs(secs)))
     });
+    let rate = progress["bytes_per_s"].as_u64();
+    let rate = rate.map_or_else(String::new, |rate| format!(", {}/s", bytes(rate)));
     let line = format!(
-        "{} [{bar}] {} left{eta}",
+        "{} [{bar}] {} left{rate}{eta}",
         text(&progress["name"]),
         bytes(left)
     );
@@ -405,6 +428,28 @@ fn number(value: &Value) -> u64 {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn progress_names_what_is_left_rate_and_time() {
+        let line = progress(&json!({
+            "name": "a", "done_bytes": 1 << 20, "remaining_bytes": 3 << 20,
+            "bytes_per_s": 512 << 10, "eta": { "secs": 6, "nanos": 0 },
+        }));
+        let bar = "#".repeat(7) + &".".repeat(23);
+        let text = format!("a [{bar}] 3 MiB left, 512 KiB/s, about 6s left");
+        assert_eq!(line, text);
+    }
+
+    #[test]
+    fn values_are_in_the_unit_of_their_name() {
+        let shown = |name, value| named(name, value).1;
+        assert_eq!(shown("log_used_bytes", 4 << 20), "4 MiB");
+        assert_eq!(shown("oldest_dirty_ms", 1500), "1s");
+        assert_eq!(
+            named("writes_waited_total", 7),
+            ("writes waited".into(), "7".into())
+        );
+    }
 
     #[test]
     fn anything_is_shown_without_panic_and_control_characters() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Bytes in the largest unit that leaves a number below 1024, one digit after the point.
-pub(super) fn bytes(value: u64) -> String {
+pub(crate) fn bytes(value: u64) -> String {
     let mut unit = 0;
     let mut tenths = u128::from(value) * 10;
     while tenths >= 10240 && unit < 5 {
@@ -17,7 +17,7 @@ pub(super) fn bytes(value: u64) -> String {
     format!("{}.{} {name}", tenths / 10, tenths % 10)
 }
 
-pub(super) fn time(value: Duration) -> String {
+pub(crate) fn time(value: Duration) -> String {
     let nanos = value.as_nanos();
     match nanos {
         0..1_000 => format!("{nanos}ns"),
@@ -35,7 +35,7 @@ pub(super) fn time(value: Duration) -> String {
 }
 
 /// Time of day in UTC, to the millisecond, from nanoseconds since 1970.
-pub(super) fn wall(nanos: u64) -> String {
+pub(crate) fn wall(nanos: u64) -> String {
     let millis = nanos / 1_000_000;
     let (days, of_day) = (millis / 86_400_000, millis % 86_400_000);
     let (year, month, day) = date(days);
