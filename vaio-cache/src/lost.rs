@@ -35,7 +35,7 @@ impl Consent<'_> {
     ///
     /// # Errors
     /// `why` with the number, where it is more than what is allowed.
-    pub(crate) fn give_up(&self, lost: u64, why: Error) -> Result<()> {
+    pub(crate) fn give_up(&self, lost: u64, why: &Error) -> Result<()> {
         let lost = lost.max(1);
         if self.bytes < lost {
             let text = format!(

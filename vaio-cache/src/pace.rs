@@ -214,7 +214,7 @@ mod tests {
                 busy: 1600
             }
         );
-        guest.add(Duration::from_nanos(16_000), true);
+        guest.add(Duration::from_micros(16), true);
         assert_eq!(guest.busy, 2500);
     }
 }

@@ -157,24 +157,21 @@ impl Cache {
         let geometry = self.device.geometry();
         let unit = u64::from(geometry.unit);
         for piece in geometry.pieces(span) {
-            let from = match self.store.find(piece.start / unit) {
-                Some(hit) => {
-                    self.store.hits.fetch_add(1, Relaxed);
-                    taken.regions.push(hit.region);
-                    From::Device(Place {
-                        piece: Span {
-                            start: piece.start / unit * unit,
-                            count: unit,
-                        },
-                        at: hit.at,
-                        crc: hit.crc,
-                        is_clean: true,
-                    })
-                }
-                None => {
-                    self.store.misses.fetch_add(1, Relaxed);
-                    From::Below
-                }
+            let from = if let Some(hit) = self.store.find(piece.start / unit) {
+                self.store.hits.fetch_add(1, Relaxed);
+                taken.regions.push(hit.region);
+                From::Device(Place {
+                    piece: Span {
+                        start: piece.start / unit * unit,
+                        count: unit,
+                    },
+                    at: hit.at,
+                    crc: hit.crc,
+                    is_clean: true,
+                })
+            } else {
+                self.store.misses.fetch_add(1, Relaxed);
+                From::Below
             };
             match (taken.parts.last_mut(), &from) {
                 (Some(last), From::Below)

@@ -70,7 +70,7 @@ pub(crate) async fn open(
                 "the cache device has no log, and it held writes that the backing lacks: find the \
                  right device",
             );
-            consent.give_up(consent.whole_disk(), why)?;
+            consent.give_up(consent.whole_disk(), &why)?;
         }
         return format(cx, device, limits, None).await;
     };
@@ -78,7 +78,7 @@ pub(crate) async fn open(
     if let Err(why) = check_identity(cx, &superblock).await {
         // What this disk's own device held is not known, and what is on this one goes too.
         let there = held(&consent, device, &superblock).await?;
-        consent.give_up(consent.whole_disk().saturating_add(there), why)?;
+        consent.give_up(consent.whole_disk().saturating_add(there), &why)?;
         return format(cx, device, limits, Some(&superblock)).await;
     }
     // O2.
@@ -105,7 +105,7 @@ async fn check_unused(
         "the cache device holds writes of another disk, or of an earlier attachment, that its \
          backing lacks: give this disk a device of its own",
     );
-    consent.give_up(lost, why)
+    consent.give_up(lost, &why)
 }
 
 /// What the log on a device holds that the backing of its own disk lacks, at most.
@@ -227,7 +227,7 @@ async fn take_over(
             let from = from.unwrap_or(device.geometry().segments - 1);
             let disk = consent.whole_disk();
             let lost = lost::behind(device, rest, from, walk.end, disk).await?;
-            consent.give_up(lost.bytes, why)?;
+            consent.give_up(lost.bytes, &why)?;
             walk.end = lost.end_seq;
             break;
         }

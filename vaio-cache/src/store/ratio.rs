@@ -65,7 +65,7 @@ fn trace(zipf: &Zipf, with_scans: bool) -> Vec<u32> {
     let mut trace = Vec::with_capacity(ACCESSES);
     while trace.len() < ACCESSES {
         trace.push(zipf.unit(&mut chance));
-        if with_scans && chance.next() % 100 == 0 {
+        if with_scans && chance.next().is_multiple_of(100) {
             let start = u32::try_from(chance.next() % u64::from(DISK_UNITS)).expect("a unit");
             trace.extend((start..start + 100).map(|unit| unit % DISK_UNITS));
         }
