@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use vaio_core::{
     DeviceInfo, DirtySource, DiscardReads, Error, Filter, FilterState, Io, Level, Lifecycle, Next,
-    Op, Outcome, Phase, Reply, Result, Support, Verb,
+    Op, Outcome, Phase, Reply, Result, RuntimeExt, Support, Verb,
 };
 
 use crate::{
@@ -81,7 +81,15 @@ impl Filter for CacheFilter {
                 cache.destage_all().await?;
                 cache.flush().await?;
             }
-            (Verb::Snapshot { .. } | Verb::Migrate { .. } | Verb::Clone { .. }, Phase::Prepare) => {
+            (Verb::Snapshot { .. }, Phase::Prepare) => {
+                // As far as it comes in time: who holds or quiesces the backing brings the rest.
+                let rt = cache.cx.rt();
+                let now = rt.now();
+                let until = now + event.deadline.since(now) / 2;
+                let destaged = rt.timeout_at(until, cache.destage_all()).await;
+                destaged.unwrap_or(Ok(()))?;
+            }
+            (Verb::Migrate { .. } | Verb::Clone { .. }, Phase::Prepare) => {
                 cache.destage_all().await?;
             }
             _ => {}

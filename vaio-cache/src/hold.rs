@@ -77,6 +77,13 @@ impl Cache {
         };
         // Failed or cancelled here, `held` is dropped and lets go.
         self.destage_to(held.point).await?;
+        if held.state.how.load(Relaxed) != HELD {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                "the log was full before the backing had reached the point: the guest writes \
+                 faster than the backing takes it; try again, or with a larger cache device",
+            ));
+        }
         if self.is_bypassed() {
             return Err(no_hold());
         }

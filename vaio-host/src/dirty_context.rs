@@ -17,7 +17,7 @@ pub(crate) struct DirtyContext(pub(crate) Disk);
 
 #[async_trait]
 impl MetaContext for DirtyContext {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "vaio:dirty"
     }
 

@@ -214,7 +214,7 @@ mod tests {
         let path = dir.path().join("a.cache");
         let (capacity, made) = open(&path, Some(MIB)).unwrap();
         assert_eq!(capacity, MIB);
-        assert_eq!(made, [path.clone()]);
+        assert_eq!(made, std::slice::from_ref(&path));
         fs::write(&path, vec![7; 1 << 20]).unwrap();
         let (_, made) = open(&path, Some(MIB)).unwrap();
         assert!(made.is_empty(), "one that is there is left alone");

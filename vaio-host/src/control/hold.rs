@@ -63,6 +63,10 @@ impl Hold {
         let is_point = chosen.len() == 1 && !quiesce;
         let deadline = shared.hosted.rt.now() + timeout;
         let mut prepared = Vec::with_capacity(chosen.len());
+        for one in &chosen {
+            // The most of it first, while the guest goes on: filters have less time to prepare.
+            verbs::wait(shared, flush(&one.disk, deadline)).await?;
+        }
         for one in chosen {
             let verb = Verb::Snapshot {
                 name: Arc::from(snapshot),
@@ -165,7 +169,16 @@ async fn hold(
     prepared: Prepared,
     deadline: Instant,
 ) -> Result<Guard> {
-    match verbs::wait(shared, disk.hold_at_point(HOLD_MAX)).await {
+    let rt = &shared.hosted.rt;
+    let point = async {
+        // Given up, it ends by itself, and lets go.
+        let held = rt.timeout_at(deadline, disk.hold_at_point(HOLD_MAX)).await;
+        held.unwrap_or_else(|| {
+            let text = "the backing has not reached the point in time: allow more with --timeout";
+            Err(Error::new(ErrorKind::TimedOut, text).with_disk(Arc::clone(disk.name())))
+        })
+    };
+    match verbs::wait(shared, point).await {
         Ok(point) => Ok(Guard::Point(point, prepared)),
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             let quiet = quiesce(shared, disk, prepared, deadline).await?;

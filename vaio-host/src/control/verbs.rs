@@ -130,19 +130,7 @@ pub(super) async fn answer(shared: &Shared, name: Option<&str>, request: Request
             Ok(json!({ "disks": stats }))
         }
         Request::Filters {} => Ok(json!({ "filters": filters(&hosted.registry.descriptors()) })),
-        Request::Stack {} => {
-            let mut disks = Vec::new();
-            for one in chosen(hosted, name)? {
-                let mut filters = wait(shared, async { Ok(one.disk.stack().await) }).await?;
-                for filter in &mut filters {
-                    if let Ok(factory) = hosted.registry.get(&filter.name) {
-                        device_size::unfold(filter, &factory.descriptor());
-                    }
-                }
-                disks.push(json!({ "name": one.disk.name(), "filters": filters }));
-            }
-            Ok(json!({ "disks": disks }))
-        }
+        Request::Stack {} => stack(shared, name).await,
         Request::Attach { filter } => {
             let one = the_one(hosted, name)?;
             let mut spec = FilterSpec::from(filter);
@@ -192,6 +180,22 @@ pub(super) async fn answer(shared: &Shared, name: Option<&str>, request: Request
             "a request of a session was not answered by it",
         )),
     }
+}
+
+/// What was configured, as it was written.
+async fn stack(shared: &Shared, name: Option<&str>) -> Result<Value> {
+    let hosted = &shared.hosted;
+    let mut disks = Vec::new();
+    for one in chosen(hosted, name)? {
+        let mut filters = wait(shared, async { Ok(one.disk.stack().await) }).await?;
+        for filter in &mut filters {
+            if let Ok(factory) = hosted.registry.get(&filter.name) {
+                device_size::unfold(filter, &factory.descriptor());
+            }
+        }
+        disks.push(json!({ "name": one.disk.name(), "filters": filters }));
+    }
+    Ok(json!({ "disks": disks }))
 }
 
 /// A verb that may make files; they stay only where it did what it should. Where it is given up

@@ -61,6 +61,7 @@ impl Collector for Seen {
         self.disks(&mut out)?;
         self.ops(&mut out)?;
         self.filters(&mut out)?;
+        self.values(&mut out)?;
         self.times(&mut out)
     }
 }
@@ -185,12 +186,19 @@ impl Seen {
             "vaio_filter_lag_seconds",
             "age of the oldest write that its replica lacks",
             states().map(|(labels, layer)| (labels, layer.filter.lag.as_secs_f64())),
-        )?;
+        )
+    }
+
+    /// What filters tell of themselves by name.
+    fn values(&self, out: &mut Out<'_>) -> fmt::Result {
+        let layers = || {
+            let disks = self.disks.iter();
+            disks.flat_map(|(state, _)| state.layers.iter().map(move |layer| (state, layer)))
+        };
         let values = || {
-            states().flat_map(|(labels, layer)| {
+            layers().flat_map(|(state, layer)| {
                 layer.filter.values.iter().map(move |(name, value)| {
-                    let mut labels = labels.clone();
-                    labels.push(("name", name));
+                    let labels = vec![disk(state), ("filter", &*layer.name), ("name", *name)];
                     (labels, name.ends_with(TOTAL), *value)
                 })
             })
