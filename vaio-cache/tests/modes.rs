@@ -57,7 +57,7 @@ impl Stage {
 
     /// The byte that a unit shows, and whether it came from the read store.
     async fn read(&self, unit: u64) -> (u8, bool) {
-        let before = self.detail("read_hits");
+        let before = self.value("read_hits_total");
         let read = self
             .disk
             .submit(Io::read(Extent::new(unit * UNIT, UNIT)))
@@ -65,7 +65,7 @@ impl Stage {
         let data = read.expect("nothing fails").into_data();
         assert!(data.iter().all(|byte| *byte == data[0]), "one version");
         self.settle().await;
-        (data[0], self.detail("read_hits") > before)
+        (data[0], self.value("read_hits_total") > before)
     }
 
     /// Background work has its turn.
@@ -73,11 +73,11 @@ impl Stage {
         self.sim.sleep(Duration::from_millis(1)).await;
     }
 
-    fn detail(&self, name: &str) -> u64 {
+    fn value(&self, name: &str) -> u64 {
         let state = self.disk.state();
-        let details = &state.layers[0].filter.details;
-        let found = details.iter().find(|(key, _)| *key == name);
-        found.expect("it is told").1.parse().expect("a number")
+        let values = &state.layers[0].filter.values;
+        let found = values.iter().find(|(key, _)| *key == name);
+        found.expect("it is told").1
     }
 
     fn dirty_bytes(&self) -> u64 {
@@ -193,6 +193,6 @@ fn full_read_store_makes_room() {
             stage.sim.marks().contains_key("cache.evict"),
             "regions went"
         );
-        assert!(stage.detail("clean_bytes") > 0);
+        assert!(stage.value("clean_bytes") > 0);
     });
 }
