@@ -518,6 +518,25 @@ fn zeroes_read_while_their_writes_were_in_flight_may_be_undone_when_those_fail()
 }
 
 #[test]
+fn zeroes_that_only_one_write_explains_may_be_of_another_that_fails_later() {
+    let mut guest = guest(Promise::AtAck);
+    let (failing, _) = guest.start(ZERO);
+    guest.sees(Value::Zero).unwrap();
+    let new = guest.done(FUA);
+    let (other, _) = guest.start(ZERO);
+    // The first zeroes were seen before `new`, so these are the others: unless the first fail.
+    guest.sees(Value::Zero).unwrap();
+    assert_eq!(guest.refuses(new), Rule::StaleRead);
+    let mut succeeded = guest.clone();
+    succeeded.end(failing);
+    succeeded.end(other);
+    assert_eq!(succeeded.refuses(new), Rule::StaleRead);
+    guest.fail(failing);
+    guest.allows(new);
+    guest.allows(Value::Zero);
+}
+
+#[test]
 fn discard_on_a_device_that_promises_zero_is_a_write_of_zeroes() {
     let mut guest = with(|settings| settings.discard_reads = DiscardReads::Zero);
     guest.done(DISCARD);

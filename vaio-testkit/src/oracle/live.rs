@@ -27,7 +27,7 @@ impl Block {
             .filter(|index| self.fits(*index, value, span))
             .collect();
         let first = *fitting.first().ok_or(Unexplained)?;
-        if fitting.len() == 1 {
+        if fitting.len() == 1 && !self.may_be_of_unanswered(first, value) {
             self.versions[first] = seen_by(self.versions[first], span);
             if self.versions[first].kind == Kind::Base {
                 self.settle(value);
@@ -49,6 +49,16 @@ impl Block {
         read.proof = span.end;
         self.keep_read(read);
         Ok(())
+    }
+
+    /// Whether the value is also that of a write in flight other than the one at `index`, which does
+    /// not explain the read: if it fails, what reads proved of it no longer holds, and then it may.
+    fn may_be_of_unanswered(&self, index: usize, value: Value) -> bool {
+        let unanswered = |version: &Version| {
+            version.end == NEVER && version.kind != Kind::Read && version.value == value
+        };
+        let mut others = self.versions.iter().enumerate();
+        others.any(|(other, version)| other != index && unanswered(version))
     }
 
     /// Whether a version explains the read.
