@@ -17,7 +17,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::{Either, join_all, select};
+use futures::{
+    StreamExt,
+    future::{Either, select},
+    stream::FuturesUnordered,
+};
 use vaio_core::{
     BlockDeviceExt, Error, ErrorKind, Extent, Instant, Result, RuntimeExt, Severity, Step,
 };
@@ -62,6 +66,33 @@ pub(crate) struct Demand {
 enum Run<'a> {
     Data(&'a [Found]),
     Zeroes(&'a [Found]),
+}
+
+/// What was written since the guest was last considered.
+struct Stretch {
+    begun: Instant,
+    runs: u16,
+    bytes: u64,
+}
+
+impl Stretch {
+    fn new(begun: Instant) -> Self {
+        Self {
+            begun,
+            runs: 0,
+            bytes: 0,
+        }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.runs += 1;
+        self.bytes += bytes;
+    }
+
+    /// Enough to tell what it does to the guest.
+    fn is_whole(&self) -> bool {
+        self.runs >= DEPTH
+    }
 }
 
 impl Cache {
@@ -267,34 +298,54 @@ impl Cache {
         Ok(bytes)
     }
 
-    /// Writes a batch's last versions; every write ends, also after one has failed.
+    /// Writes a batch's last versions, [`DEPTH`] at a time; every write that was begun ends, also after
+    /// one has failed.
     async fn move_all(&self, batch: &Batch) -> Result<u64> {
         let geometry = self.device.geometry();
-        let runs = runs(&batch.moves, RUN_BYTES_MAX / geometry.bytes(1));
-        let mut moved = 0;
-        for together in runs.chunks(DEPTH.into()) {
-            let begun = self.cx.rt().now();
-            let before = moved;
-            self.is_destaging.store(true, Relaxed);
-            let writes = together.iter().map(|run| self.move_run(*run));
-            let written = join_all(writes).await;
-            self.is_destaging.store(false, Relaxed);
-            for written in written {
-                moved += written?;
+        let mut runs = runs(&batch.moves, RUN_BYTES_MAX / geometry.bytes(1)).into_iter();
+        let mut going = FuturesUnordered::new();
+        let mut moved = Ok(0);
+        let mut stretch = Stretch::new(self.cx.rt().now());
+        loop {
+            let pause = self.pause_after(&stretch);
+            if going.is_empty() {
+                self.is_destaging.store(false, Relaxed);
+                self.make_way(pause).await;
             }
-            if together.len() == usize::from(DEPTH) {
-                let took = self.cx.rt().now().since(begun);
-                self.make_way(moved - before, took).await;
+            if pause.is_zero() || going.is_empty() {
+                if stretch.is_whole() {
+                    stretch = Stretch::new(self.cx.rt().now());
+                }
+                let room = usize::from(DEPTH) - going.len();
+                let more = runs.by_ref().take(if moved.is_ok() { room } else { 0 });
+                going.extend(more.map(|run| self.move_run(run)));
+                self.is_destaging.store(true, Relaxed);
+            }
+            match going.next().await {
+                Some(Ok(bytes)) => {
+                    stretch.add(bytes);
+                    moved = moved.map(|moved| moved + bytes);
+                }
+                Some(Err(error)) => moved = moved.and(Err(error)),
+                None => break,
             }
         }
-        Ok(moved)
+        self.is_destaging.store(false, Relaxed);
+        moved
     }
 
-    /// Leaves the backing and the cache device to the guest for a while, if it suffers.
-    async fn make_way(&self, bytes: u64, took: Duration) {
-        let guest = *self.guest();
-        let pause = make_way(guest, bytes, took, &self.settings);
-        if pause.is_zero() || self.is_awaited() {
+    /// How long to leave the devices to the guest now; zero where someone waits for the batch.
+    fn pause_after(&self, stretch: &Stretch) -> Duration {
+        if !stretch.is_whole() || self.is_awaited() {
+            return Duration::ZERO;
+        }
+        let took = self.cx.rt().now().since(stretch.begun);
+        make_way(*self.guest(), stretch.bytes, took, &self.settings)
+    }
+
+    /// Leaves the backing and the cache device to the guest for a while.
+    async fn make_way(&self, pause: Duration) {
+        if pause.is_zero() {
             return;
         }
         self.cx.rt().probe("cache.make_way");

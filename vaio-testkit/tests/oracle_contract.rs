@@ -537,6 +537,39 @@ fn zeroes_that_only_one_write_explains_may_be_of_another_that_fails_later() {
 }
 
 #[test]
+fn zeroes_seen_after_a_write_that_fails_later_may_be_what_was_before_it() {
+    let mut guest = with(|settings| settings.initial = Initial::Zero);
+    let (failing, value) = guest.start(WRITE);
+    guest.sees(value).unwrap();
+    let (long, _) = guest.start(READ);
+    let (zero, _) = guest.start(ZERO);
+    // Only the second write explains it, unless the first fails: then it may be the initial zeroes.
+    guest.read(long, Value::Zero).unwrap();
+    guest.done(WRITE);
+    guest.fail(failing);
+    guest.end(zero);
+    guest.allows(Value::Zero);
+}
+
+#[test]
+fn zeroes_seen_through_a_write_that_fails_later_may_be_what_was_before_it() {
+    let mut guest = guest(Promise::AtFlush);
+    let ((failing, value), (first, _)) = (guest.start(WRITE), guest.start(ZERO));
+    guest.sees(value).unwrap();
+    let (second, _) = guest.start(WRITE);
+    guest.end(first);
+    guest.sees(value).unwrap();
+    guest.end(second);
+    // The first zeroes are before the failing write, and that is before the second; until it fails.
+    let (zero, _) = guest.start(ZERO);
+    guest.sees(Value::Zero).unwrap();
+    guest.done(WRITE);
+    guest.fail(failing);
+    guest.end(zero);
+    guest.allows(Value::Zero);
+}
+
+#[test]
 fn discard_on_a_device_that_promises_zero_is_a_write_of_zeroes() {
     let mut guest = with(|settings| settings.discard_reads = DiscardReads::Zero);
     guest.done(DISCARD);

@@ -17,24 +17,42 @@ pub(super) struct ReadSpan {
     pub end: Moment,
 }
 
+/// What counts as proven.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// All that reads have shown so far.
+    All,
+    /// Only what no failure of a write in flight takes back.
+    Answered,
+}
+
 /// A read that nothing explains.
 pub(super) struct Unexplained;
 
 impl Block {
     /// A read returned `value`: take note of which version it was.
     pub(super) fn read(&mut self, value: Value, span: ReadSpan) -> Result<(), Unexplained> {
-        let fitting: Vec<usize> = (0..self.versions.len())
-            .filter(|index| self.fits(*index, value, span))
+        let of_value: Vec<usize> = (0..self.versions.len())
+            .filter(|index| self.may_be_read(*index, value))
             .collect();
-        let first = *fitting.first().ok_or(Unexplained)?;
-        if fitting.len() == 1 && !self.may_be_of_unanswered(first, value) {
-            self.versions[first] = seen_by(self.versions[first], span);
-            if self.versions[first].kind == Kind::Base {
-                self.settle(value);
-            }
+        let fits = |index: &&usize, trust| self.fits(**index, value, span, trust);
+        let all = |index: &&usize| fits(index, Trust::All);
+        let first = *of_value.iter().find(all).ok_or(Unexplained)?;
+        if of_value.len() == 1 {
+            self.attribute(first, value, span);
             return Ok(());
         }
-        if fitting
+        // What a write in flight rules out now comes back if that write fails.
+        let possible: Vec<usize> = of_value
+            .iter()
+            .filter(|index| fits(index, Trust::Answered))
+            .copied()
+            .collect();
+        if possible.len() == 1 {
+            self.attribute(first, value, span);
+            return Ok(());
+        }
+        if possible
             .iter()
             .any(|index| self.versions[*index].is_failed())
         {
@@ -51,36 +69,52 @@ impl Block {
         Ok(())
     }
 
-    /// Whether the value is also that of a write in flight other than the one at `index`, which does
-    /// not explain the read: if it fails, what reads proved of it no longer holds, and then it may.
-    fn may_be_of_unanswered(&self, index: usize, value: Value) -> bool {
-        let unanswered = |version: &Version| {
-            version.end == NEVER && version.kind != Kind::Read && version.value == value
-        };
-        let mut others = self.versions.iter().enumerate();
-        others.any(|(other, version)| other != index && unanswered(version))
+    fn may_be_read(&self, index: usize, value: Value) -> bool {
+        let version = &self.versions[index];
+        version.kind != Kind::Read && self.may_be(version, value)
     }
 
-    /// Whether a version explains the read.
-    fn fits(&self, index: usize, value: Value, span: ReadSpan) -> bool {
-        let version = &self.versions[index];
-        if version.kind == Kind::Read || !self.may_be(version, value) {
-            return false;
+    /// The read was certainly of the version at `index`.
+    fn attribute(&mut self, index: usize, value: Value, span: ReadSpan) {
+        self.versions[index] = seen_by(self.versions[index], span);
+        if self.versions[index].kind == Kind::Base {
+            self.settle(value);
         }
-        let seen = seen_by(*version, span);
-        let after = self.after(index, &seen);
+    }
+
+    /// Whether a version of this value explains the read.
+    fn fits(&self, index: usize, value: Value, span: ReadSpan, trust: Trust) -> bool {
+        let mut seen = seen_by(self.versions[index], span);
+        seen.proof = self.proof(&seen, trust);
+        let after = self.after(index, &seen, trust);
         (0..self.versions.len()).all(|other| {
             let version = &self.versions[other];
             // A read that may be of this very version contradicts nothing.
             let same = version.kind == Kind::Read && version.value == value;
             // What a read adds is that all that was proven before it began is before its version.
-            let before = version.proof < seen.seen;
+            let before = self.proof(version, trust) < seen.seen;
             other == index || same || !(after[other] && before)
         })
     }
 
+    /// When the version had certainly taken effect, as far as that is trusted.
+    fn proof(&self, version: &Version, trust: Trust) -> Moment {
+        let in_flight = |of: &Version| of.end == NEVER && of.kind != Kind::Read;
+        let may_be_undone = || match version.kind {
+            Kind::Read => {
+                let of = |other: &Version| in_flight(other) && other.value == version.value;
+                self.versions.iter().any(of)
+            }
+            _ => in_flight(version),
+        };
+        if trust == Trust::Answered && may_be_undone() {
+            return NEVER;
+        }
+        version.proof
+    }
+
     /// The versions that are after the one at `start`, which counts as `changed`.
-    fn after(&self, start: usize, changed: &Version) -> Vec<bool> {
+    fn after(&self, start: usize, changed: &Version, trust: Trust) -> Vec<bool> {
         let (mut proof, mut end) = (changed.proof, changed.end);
         let mut after = vec![false; self.versions.len()];
         loop {
@@ -90,7 +124,7 @@ impl Block {
                 if index == start || after[index] || !is_after {
                     continue;
                 }
-                (proof, end) = (proof.min(version.proof), end.min(version.end));
+                (proof, end) = (proof.min(self.proof(version, trust)), end.min(version.end));
                 after[index] = true;
                 grew = true;
             }
