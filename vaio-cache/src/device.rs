@@ -7,7 +7,7 @@ use vaio_core::{BlockDevice, BlockDeviceExt, Error, Result};
 
 use crate::{
     geometry::{At, Geometry},
-    superblock::Superblock,
+    superblock::{CACHE_FORMAT_VERSION, Superblock},
 };
 
 /// Any [`BlockDevice`]: a file, a partition, a mirror of two.
@@ -50,11 +50,22 @@ impl CacheDevice {
     }
 
     /// The superblock that counts, if there is one.
+    ///
+    /// # Errors
+    /// There is one of another version (S3).
     pub(crate) async fn read_superblock(&self) -> Result<Option<Superblock>> {
         let mut found = None;
         for generation in 0..2 {
             let at = self.geometry.superblock_at(generation);
             let bytes = self.read(at, self.geometry.header.into()).await?;
+            if let Some(other) = Superblock::version(&bytes)
+                && other != CACHE_FORMAT_VERSION
+            {
+                return Err(Error::config(format!(
+                    "the cache device has a log in a format of another version, version={other} \
+                     known={CACHE_FORMAT_VERSION}: open it with the version of vaio that wrote it"
+                )));
+            }
             found = Superblock::newer(found, Superblock::decode(&bytes));
         }
         Ok(found)

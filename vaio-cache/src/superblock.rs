@@ -7,6 +7,8 @@
 //!   `destaged_seq` before a segment is used again.
 //! * S2: an epoch has a known end, but for the last: where a log was found to end is kept, so that
 //!   what a dead host wrote behind it can never come back to life.
+//! * S3: one of another version is not "no superblock": whoever does not know what it says neither
+//!   writes nor gives up anything there.
 
 use bytes::Bytes;
 
@@ -104,16 +106,25 @@ impl Superblock {
         bytes.into()
     }
 
-    /// Reads one of the two places; `None`: it holds no valid superblock of this version.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.get(..8)? != MAGIC || bytes.get_u32(8)? != CACHE_FORMAT_VERSION {
-            return None;
-        }
+    /// The format's version, of a superblock that verifies. Every version has its sum, over as many
+    /// bytes, at the same place (S3).
+    pub(crate) fn version(bytes: &[u8]) -> Option<u32> {
+        Self::verified(bytes)?.get_u32(8)
+    }
+
+    /// What the sum covers.
+    fn verified(bytes: &[u8]) -> Option<Vec<u8>> {
         let mut content = bytes.get(..USED_BYTES)?.to_vec();
         let sum = content.get_u32(CRC_AT)?;
         content.put_u32(CRC_AT, 0);
+        (&content[..8] == MAGIC && crc(&content) == sum).then_some(content)
+    }
+
+    /// Reads one of the two places; `None`: it holds no valid superblock of this version.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let content = Self::verified(bytes)?;
         let count = usize::try_from(content.get_u32(12)?).ok()?;
-        if crc(&content) != sum || !(1..=EPOCHS_MAX).contains(&count) {
+        if content.get_u32(8)? != CACHE_FORMAT_VERSION || !(1..=EPOCHS_MAX).contains(&count) {
             return None;
         }
         let geometry = Geometry {
@@ -212,6 +223,28 @@ pub(crate) mod tests {
         );
         assert_eq!(Superblock::newer(None, decoded(&old)), Some(old));
         assert_eq!(new.current().epoch, 6);
+    }
+
+    /// What another version of this code would write.
+    pub(crate) fn of_version(version: u32, bytes: &[u8]) -> Vec<u8> {
+        let mut other = bytes.to_vec();
+        other.put_u32(8, version);
+        other.put_u32(CRC_AT, 0);
+        let sum = crc(&other[..USED_BYTES]);
+        other.put_u32(CRC_AT, sum);
+        other
+    }
+
+    #[test]
+    fn superblock_of_another_version_is_known_as_one() {
+        let bytes = sample(7).encode();
+        let other = of_version(CACHE_FORMAT_VERSION + 1, &bytes);
+        assert_eq!(Superblock::decode(&other), None);
+        assert_eq!(Superblock::version(&other), Some(CACHE_FORMAT_VERSION + 1));
+        assert_eq!(Superblock::version(&bytes), Some(CACHE_FORMAT_VERSION));
+        let mut damaged = bytes.to_vec();
+        damaged[8] = 2;
+        assert_eq!(Superblock::version(&damaged), None, "damage is no version");
     }
 
     #[test]

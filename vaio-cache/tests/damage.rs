@@ -279,3 +279,48 @@ fn device_of_another_disk_is_refused_also_where_it_is_new_here() {
     assert!(lost >= 14 * 512, "{lost}");
     assert!(refusal(&lost.to_string()).is_ok());
 }
+
+/// The device as another version would leave it: both superblocks say so, and verify.
+fn of_other_version(image: &Image) -> Image {
+    let mut other = image.clone();
+    for place in 0..2 {
+        let mut bytes = image.block(place).to_vec();
+        if bytes.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        bytes[8] += 1;
+        bytes[96..100].fill(0);
+        let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &bytes[..424]);
+        bytes[96..100].copy_from_slice(&sum.to_le_bytes()[..4]);
+        other.set(place, Content::of(bytes.into()));
+    }
+    other
+}
+
+#[test]
+fn log_of_another_version_is_refused_and_left_alone_whatever_is_given_up() {
+    let left = leave();
+    let mut images = left.images.clone();
+    images[1] = of_other_version(&left.images[1]);
+    let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+    let fresh = Rig::new(&sim, &subject(), Scale::Tiny, BLOCKS, Fill::Zero).snapshot();
+    let attached = vec![fresh.disks[0].durable().clone(), images[1].clone()];
+    for (what, images, sidecar) in [
+        ("opened again", images, left.sidecar.clone()),
+        ("attached to another disk", attached, None),
+    ] {
+        let subject = subject_with(&[("discard_dirty", "1T")]);
+        let sim = Sim::new(Tape::benign(), Schedule::Fifo);
+        let device = images[1].clone();
+        let rig = Rig::of_images(&sim, &subject, Scale::Tiny, images, sidecar);
+        let host = sim.host("older");
+        let refusal = sim.run(async { rig.open(&host).await.map(|_| ()) });
+        let refusal = refusal.expect("it ends").expect_err(what).to_line();
+        assert!(refusal.contains("version=2 known=1"), "{what}: {refusal}");
+        let after = rig.snapshot().disks[1].durable().clone();
+        for block in 0..DEVICE_BLOCKS {
+            let same = after.block(block).to_vec() == device.block(block).to_vec();
+            assert!(same, "{what}: block {block} is as it was");
+        }
+    }
+}

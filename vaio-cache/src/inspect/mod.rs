@@ -106,11 +106,18 @@ async fn superblocks(
                 generation: found.generation,
             },
             None if is_empty(at(offset), header) => Verdict::Empty,
-            None => Verdict::Invalid,
+            None => match at(offset).and_then(Superblock::version) {
+                Some(version) => Verdict::OtherVersion { version },
+                None => Verdict::Invalid,
+            },
         },
     };
     let places = vec![place(0, first.as_ref()), place(header, second.as_ref())];
-    Ok((places, Superblock::newer(first, second)))
+    let is_other = |place: &SuperblockPlace| matches!(place.verdict, Verdict::OtherVersion { .. });
+    // S3.
+    let is_known = !places.iter().any(is_other);
+    let found = Superblock::newer(first, second);
+    Ok((places, found.filter(|_| is_known)))
 }
 
 fn is_empty(bytes: Option<&[u8]>, len: u64) -> bool {

@@ -9,8 +9,13 @@ use vaio_core::Extent;
 pub enum Verdict {
     /// Zeroes: never written.
     Empty,
-    /// Something that does not verify, or of another version.
+    /// Something that does not verify.
     Invalid,
+    /// A superblock in a format of another version: its log is not looked into.
+    OtherVersion {
+        /// The format's version.
+        version: u32,
+    },
     /// A superblock with this generation. The higher one counts.
     Valid {
         /// Its generation.

@@ -28,6 +28,9 @@ pub(super) fn to_text(file: &str, is_in_use: bool, report: &Inspection) -> Strin
                 format!("valid, generation {generation}, counts")
             }
             Verdict::Valid { generation } => format!("valid, generation {generation}"),
+            Verdict::OtherVersion { version } => {
+                format!("of format version {version}: use the version of vaio that wrote it")
+            }
             _ => "not valid".into(),
         };
         let offset = place.offset;
@@ -151,6 +154,7 @@ pub(super) fn to_json(report: &Inspection) -> Value {
         let (verdict, generation) = match &place.verdict {
             Verdict::Empty => ("empty", None),
             Verdict::Valid { generation } => ("valid", Some(*generation)),
+            Verdict::OtherVersion { .. } => ("other_version", None),
             _ => ("invalid", None),
         };
         json!({ "offset": place.offset, "verdict": verdict, "generation": generation })
