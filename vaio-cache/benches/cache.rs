@@ -355,10 +355,18 @@ fn memory() {
 }
 
 fn main() {
-    latencies();
-    durable();
-    counts();
-    recovery("recovery_qd1_s_per_gib", 1);
-    recovery("recovery_qd32_s_per_gib", 32);
-    memory();
+    let groups: [(&str, fn()); 6] = [
+        ("latencies", latencies),
+        ("durable", durable),
+        ("counts", counts),
+        ("recovery_qd1", || recovery("recovery_qd1_s_per_gib", 1)),
+        ("recovery_qd32", || recovery("recovery_qd32_s_per_gib", 32)),
+        ("memory", memory),
+    ];
+    let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    for (name, run) in groups {
+        if only.as_ref().is_none_or(|only| name.contains(only)) {
+            run();
+        }
+    }
 }

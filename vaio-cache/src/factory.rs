@@ -23,6 +23,10 @@ use crate::{
 /// Name of the filter.
 pub const NAME: &str = "cache";
 
+/// Bytes of zeroes and discards in the log that the backing lacks: 32 MiB of the map in memory. More
+/// go at the pace of the backing, as where the log is full.
+const DIRTY_ZEROES_MAX: u64 = 8 << 30;
+
 const DEVICES: &[DeviceNeed] = &[DeviceNeed {
     name: CACHE_DEVICE,
     capacity_min: 8 << 10,
@@ -120,6 +124,7 @@ impl FilterFactory for CacheFactory {
         let limits = Limits {
             unflushed_bytes_max: settings.unflushed_bytes_max,
             cut_bytes_max: settings.cut_bytes_max,
+            dirty_bytes_max: geometry.bytes(geometry.blocks()) + DIRTY_ZEROES_MAX,
         };
         if cx.reason() != OpenReason::Unclean {
             // What went past the log before is durable before anything is destaged over it.

@@ -32,7 +32,7 @@ pub(crate) enum Step {
     Write(WriteRecord),
     /// Something is on its way: ask again when the log has moved on.
     Wait,
-    /// No segment is free: have this seq destaged, then ask again.
+    /// No segment is free, or the map is large enough: have this seq destaged, then ask again.
     Full(u64),
     /// Too much is kept in memory: have this made durable, then ask again.
     Unflushed(u64),
@@ -99,6 +99,10 @@ impl Log {
             } else {
                 Step::Wait
             };
+        }
+        if self.dirty_bytes >= self.limits.dirty_bytes_max {
+            // The next batch, whatever is in it.
+            return Step::Full(self.destaged + 1);
         }
         let mut footer = None;
         if self.fitting() == 0 {

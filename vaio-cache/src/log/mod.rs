@@ -50,6 +50,9 @@ pub(crate) struct Limits {
     pub(crate) unflushed_bytes_max: u64,
     /// Bytes of one cut.
     pub(crate) cut_bytes_max: u64,
+    /// Bytes that records change and the backing lacks. Data is limited by the segments already;
+    /// zeroes take next to no room there, and as much of the map as data.
+    pub(crate) dirty_bytes_max: u64,
 }
 
 /// A write that has a seq and no record yet.

@@ -30,6 +30,7 @@ fn start() -> Start {
         limits: Limits {
             unflushed_bytes_max: 16 << 10,
             cut_bytes_max: 1 << 20,
+            dirty_bytes_max: 1 << 20,
         },
         epochs: vec![epoch],
         destaged_seq: 0,
@@ -259,6 +260,27 @@ fn full_log_goes_on_when_its_oldest_segment_is_destaged() {
     let headers = crate::footer::decode(&footer, 9, 1, &geometry()).expect("valid");
     assert_eq!(headers.len(), 3);
     assert_eq!(log.epochs(3)[0].first_seq, 3);
+}
+
+#[test]
+fn zeroes_that_take_no_room_in_the_log_are_limited_too() {
+    let mut limited = start();
+    limited.limits.dirty_bytes_max = 100 * 512;
+    let mut log = log_from(limited);
+    let count_99 = |start| {
+        let mut many = zeroes(start);
+        many.entry.span.count = 99;
+        many
+    };
+    let end = log.enqueue(count_99(0));
+    let record = compose(&mut log, end);
+    log.written(record.seq, record.trust);
+    write(&mut log, 200, 1);
+    let end = log.enqueue(count_99(300));
+    assert_eq!(log.step(end, Instant::default()), Step::Full(1));
+    log.made_durable(2);
+    log.set_destaged(1);
+    compose(&mut log, end);
 }
 
 #[test]
