@@ -213,14 +213,7 @@ impl Cache {
     /// The headers that were folded, from the device (P3). Whoever calls keeps the segment.
     pub(crate) async fn headers_of(&self, folded: &Folded) -> Result<Vec<(Header, At)>> {
         let (live, epoch) = (folded.live(), folded.epoch());
-        let headers = headers_of(
-            &self.device,
-            &epoch,
-            live.segment,
-            live.first_seq,
-            &mut None,
-        )
-        .await?;
+        let headers = headers_of(&self.device, &epoch, live.segment, live.first_seq).await?;
         folded.own(headers).ok_or_else(|| {
             let text = format!(
                 "records of dirty data on the cache device do not verify, segment={} end_seq={}; \

@@ -58,9 +58,7 @@ impl CacheDevice {
         for generation in 0..2 {
             let at = self.geometry.superblock_at(generation);
             let bytes = self.read(at, self.geometry.header.into()).await?;
-            if let Some(other) = Superblock::version(&bytes)
-                && other != CACHE_FORMAT_VERSION
-            {
+            if let Some(other) = Superblock::other_version(&bytes) {
                 return Err(Error::config(format!(
                     "the cache device has a log in a format of another version, version={other} \
                      known={CACHE_FORMAT_VERSION}: open it with the version of vaio that wrote it"

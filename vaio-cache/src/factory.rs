@@ -131,7 +131,7 @@ impl FilterFactory for CacheFactory {
             cx.lower().flush().await?;
         }
         let opened = recover::open(&cx, &device, limits, settings.discard_dirty).await?;
-        let log = Log::new(opened.start, cx.rt().now());
+        let log = Log::new(opened.start);
         let is_write_back = settings.mode == Mode::WriteBack;
         let identity = (opened.identity, opened.generation);
         let cache = Arc::new(Cache::new(cx, settings, device, log, identity));

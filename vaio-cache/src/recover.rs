@@ -13,16 +13,15 @@
 //! * O5: nothing is destaged here: IO is served at once, and the log holds what it held.
 
 use bytes::Bytes;
-use vaio_core::{AttachContext, Error, ErrorKind, OpenReason, Result};
+use vaio_core::{AttachContext, Error, ErrorKind, Instant, OpenReason, Result};
 
 use crate::{
     bytes_at::Get,
     device::CacheDevice,
-    geometry::{At, Geometry},
-    log::{Limits, Start},
+    geometry::Geometry,
+    log::{Limits, Recovered, Start},
     lost::{self, Consent},
-    record::Header,
-    scan::{Scanned, scan},
+    scan::{Scanned, Segment, scan},
     segments::Live,
     superblock::{EPOCHS_MAX, Epoch, OPEN, Superblock},
 };
@@ -160,9 +159,8 @@ async fn format(
             geometry: *device.geometry(),
             limits,
             epochs: superblock.epochs,
-            destaged_seq: 0,
             segments: Vec::new(),
-            records: Vec::new(),
+            recovered: Recovered::new(*device.geometry(), 0),
         },
         identity,
         generation: superblock.generation,
@@ -217,19 +215,21 @@ async fn take_over(
 ) -> Result<Opened> {
     let cx = consent.cx;
     let destaged = destaged_of(cx, &superblock).await;
-    let mut walk = Walk::new(&superblock, destaged);
+    let mut walk = Walk::new(*device.geometry(), &superblock, destaged, cx.rt().now());
     for (number, one) in superblock.epochs.iter().enumerate() {
         if one.end_seq <= destaged {
             // Nothing of it is needed, so nothing of it need be there.
             continue;
         }
-        let scanned = scan(device, one, destaged).await?;
-        let mut hole = scanned.is_cut.then(|| missing(scanned.end_seq));
-        if one.segment != walk.next_segment && !walk.segments.is_empty() {
-            hole = Some(unconnected());
+        let hole = if walk.is_next(one) {
+            let mut segments = Vec::new();
+            let mut take = |segment| walk.take(one, &segment, &mut segments);
+            let scanned = scan(device, one, destaged, &mut take).await?;
+            walk.end(one, &scanned, segments);
+            scanned.is_cut.then(|| missing(scanned.end_seq))
         } else {
-            walk.take(one, scanned);
-        }
+            Some(unconnected())
+        };
         if let Some(why) = hole {
             // K3: what comes before stays.
             let rest = &superblock.epochs[number..];
@@ -265,9 +265,8 @@ async fn take_over(
             geometry: *device.geometry(),
             limits,
             epochs: superblock.epochs,
-            destaged_seq: destaged,
             segments: walk.segments,
-            records: walk.records,
+            recovered: walk.recovered,
         },
     })
 }
@@ -275,33 +274,48 @@ async fn take_over(
 /// What was found of the epochs so far.
 #[derive(Debug)]
 struct Walk {
+    geometry: Geometry,
     destaged: u64,
+    now: Instant,
     epochs: Vec<Epoch>,
     segments: Vec<Live>,
-    records: Vec<(Header, At)>,
+    recovered: Recovered,
     /// The first seq after it.
     end: u64,
     next_segment: u32,
 }
 
 impl Walk {
-    fn new(superblock: &Superblock, destaged: u64) -> Self {
+    fn new(geometry: Geometry, superblock: &Superblock, destaged: u64, now: Instant) -> Self {
         Self {
+            geometry,
             destaged,
+            now,
             epochs: Vec::new(),
             segments: Vec::new(),
-            records: Vec::new(),
+            recovered: Recovered::new(geometry, destaged),
             end: destaged,
             next_segment: superblock.epochs[0].segment,
         }
     }
 
-    fn take(&mut self, epoch: &Epoch, scanned: Scanned) {
-        self.next_segment = scanned.next_segment;
+    /// Whether the ring goes on with this epoch.
+    fn is_next(&self, epoch: &Epoch) -> bool {
+        epoch.segment == self.next_segment || self.segments.is_empty()
+    }
+
+    fn take(&mut self, epoch: &Epoch, segment: &Segment, segments: &mut Vec<Live>) {
+        segments.push(segment.live);
+        self.recovered.take(segment, epoch.nonce, self.now);
+    }
+
+    fn end(&mut self, epoch: &Epoch, scanned: &Scanned, segments: Vec<Live>) {
+        let last = scanned.last_segment;
+        self.next_segment = last.map_or(epoch.segment, |last| self.geometry.after(last));
         self.end = self.end.max(scanned.end_seq);
         let is_live = scanned.end_seq > self.destaged && scanned.end_seq > epoch.first_seq;
         if is_live || !self.segments.is_empty() {
-            self.segments.extend(scanned.segments);
+            self.segments.extend(segments);
         }
         if is_live {
             self.epochs.push(Epoch {
@@ -309,10 +323,6 @@ impl Walk {
                 ..*epoch
             });
         }
-        let live = scanned.records.into_iter();
-        let destaged = self.destaged;
-        self.records
-            .extend(live.filter(|(header, _)| header.end() > destaged));
     }
 }
 

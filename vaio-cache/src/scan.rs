@@ -7,6 +7,10 @@
 //! * N3: what lies behind that end tells whether it is the end or damage: a record that was durable
 //!   cannot be behind it.
 
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use vaio_core::Result;
 
 use crate::{
@@ -19,53 +23,198 @@ use crate::{
     superblock::{Epoch, OPEN},
 };
 
-/// One epoch of a log, as it was found.
-#[derive(Debug, Default)]
-pub(crate) struct Scanned {
+/// Footers that are read at the same time.
+const READ_AHEAD: usize = 8;
+
+/// A segment of an epoch, with those of its records that are there: at least one.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) live: Live,
     pub(crate) records: Vec<(Header, At)>,
-    pub(crate) segments: Vec<Live>,
+}
+
+impl Segment {
+    pub(crate) fn end_seq(&self) -> u64 {
+        let last = self.records.last();
+        last.map_or(self.live.first_seq, |(header, _)| header.end())
+    }
+}
+
+/// How far an epoch goes.
+#[derive(Debug)]
+pub(crate) struct Scanned {
+    /// The last segment with something of it.
+    pub(crate) last_segment: Option<u32>,
     /// The first seq that is not there.
     pub(crate) end_seq: u64,
-    /// Where the ring goes on.
-    pub(crate) next_segment: u32,
     /// Something was there behind the end: damage (O1).
     pub(crate) is_cut: bool,
 }
 
-/// Reads one epoch up to its end (O1).
-pub(crate) async fn scan(device: &CacheDevice, epoch: &Epoch, destaged: u64) -> Result<Scanned> {
-    let geometry = device.geometry();
-    let mut scanned = Scanned {
-        end_seq: epoch.first_seq,
-        next_segment: epoch.segment,
-        ..Scanned::default()
+/// Reads one epoch up to its end (O1), and hands each segment over as soon as it is known to be
+/// whole: memory for the headers of all of them would be many times what the map takes.
+pub(crate) async fn scan(
+    device: &CacheDevice,
+    epoch: &Epoch,
+    destaged: u64,
+    take: &mut (dyn FnMut(Segment) + Send),
+) -> Result<Scanned> {
+    let mut scan = Scan {
+        device,
+        epoch,
+        take,
+        pending: VecDeque::new(),
+        // What has an end was found and flushed by the open that ended it.
+        durable: if epoch.end_seq == OPEN {
+            destaged
+        } else {
+            OPEN
+        },
+        scanned: Scanned {
+            last_segment: None,
+            end_seq: epoch.first_seq,
+            is_cut: false,
+        },
     };
-    let mut prev_crc = None;
-    for _ in 0..geometry.segments {
-        let segment = scanned.next_segment;
-        let wanted = scanned.end_seq;
-        if wanted >= epoch.end_seq {
-            break;
+    let mut footers = Footers::new(device, epoch.segment);
+    let walked = scan.walk(&mut footers).await;
+    footers.end().await;
+    walked?;
+    if epoch.end_seq == OPEN {
+        scan.end_of_log(destaged).await?;
+    } else {
+        scan.scanned.is_cut = scan.scanned.end_seq != epoch.end_seq;
+    }
+    Ok(scan.scanned)
+}
+
+/// The footers of segments in the order of the ring, some of them read ahead.
+struct Footers<'a> {
+    device: &'a CacheDevice,
+    next: u32,
+    left: u32,
+    ahead: FuturesOrdered<BoxFuture<'a, (u32, Result<Bytes>)>>,
+}
+
+impl<'a> Footers<'a> {
+    fn new(device: &'a CacheDevice, first: u32) -> Self {
+        Self {
+            device,
+            next: first,
+            left: device.geometry().segments,
+            ahead: FuturesOrdered::new(),
         }
-        let found = headers_of(device, epoch, segment, wanted, &mut prev_crc).await?;
-        let Some((last, _)) = found.last() else {
-            break;
-        };
-        scanned.end_seq = last.end();
-        scanned.segments.push(Live {
-            segment,
-            epoch: epoch.epoch,
-            first_seq: wanted,
-        });
-        scanned.records.extend(found);
-        scanned.next_segment = geometry.after(segment);
     }
-    if epoch.end_seq != OPEN {
-        // Found and flushed by the open that ended it.
-        scanned.is_cut = scanned.end_seq != epoch.end_seq;
-        return Ok(scanned);
+
+    async fn next(&mut self) -> Option<(u32, Result<Bytes>)> {
+        while self.ahead.len() < READ_AHEAD && self.left > 0 {
+            let (device, segment) = (self.device, self.next);
+            let read = async move { (segment, footer_of(device, segment).await) };
+            self.ahead.push_back(read.boxed());
+            self.next = device.geometry().after(segment);
+            self.left -= 1;
+        }
+        self.ahead.next().await
     }
-    end_of_log(device, epoch, scanned, destaged).await
+
+    /// What was begun ends, though no one wants it any more.
+    async fn end(mut self) {
+        while self.ahead.next().await.is_some() {}
+    }
+}
+
+async fn footer_of(device: &CacheDevice, segment: u32) -> Result<Bytes> {
+    let geometry = device.geometry();
+    let at = geometry.footer_at(segment);
+    device.read(at, geometry.footer.into()).await
+}
+
+struct Scan<'a> {
+    device: &'a CacheDevice,
+    epoch: &'a Epoch,
+    take: &'a mut (dyn FnMut(Segment) + Send),
+    /// Read, and perhaps not whole (N2).
+    pending: VecDeque<Segment>,
+    /// What is before this seq is whole: a header says so, or the open that ended the epoch.
+    durable: u64,
+    scanned: Scanned,
+}
+
+impl Scan<'_> {
+    async fn walk(&mut self, footers: &mut Footers<'_>) -> Result<()> {
+        let mut prev_crc = None;
+        while self.scanned.end_seq < self.epoch.end_seq
+            && let Some((segment, footer)) = footers.next().await
+        {
+            let first_seq = self.scanned.end_seq;
+            let (device, epoch) = (self.device, self.epoch);
+            let footer = footer?;
+            let records =
+                headers(device, epoch, segment, first_seq, &footer, &mut prev_crc).await?;
+            let Some((last, _)) = records.last() else {
+                break;
+            };
+            self.scanned.end_seq = last.end();
+            let said = witnessed(records.iter().map(|(header, _)| header));
+            self.durable = self.durable.max(said);
+            let live = Live {
+                segment,
+                epoch: epoch.epoch,
+                first_seq,
+            };
+            self.pending.push_back(Segment { live, records });
+            while let Some(whole) = self
+                .pending
+                .pop_front_if(|one| one.end_seq() <= self.durable)
+            {
+                self.hand_over(whole);
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, segment: Segment) {
+        self.scanned.last_segment = Some(segment.live.segment);
+        (self.take)(segment);
+    }
+
+    /// Finds the end of the epoch that was written when the disk was closed or crashed (O1).
+    async fn end_of_log(&mut self, destaged: u64) -> Result<()> {
+        while let Some(mut segment) = self.pending.pop_front() {
+            let torn = first_torn(self.device, &segment.records, self.durable).await?;
+            if let Some(end) = torn {
+                self.scanned.end_seq = segment.records[end].0.seq;
+                segment.records.truncate(end);
+                self.pending.clear();
+            }
+            if !segment.records.is_empty() {
+                self.hand_over(segment);
+            }
+        }
+        let behind = behind(self.device, self.epoch, &self.scanned).await?;
+        self.scanned.is_cut = witnessed(behind.iter()) > self.scanned.end_seq.max(destaged);
+        Ok(())
+    }
+}
+
+/// The first record whose payload is not whole; what is before `durable` is.
+async fn first_torn(
+    device: &CacheDevice,
+    records: &[(Header, At)],
+    durable: u64,
+) -> Result<Option<usize>> {
+    let geometry = device.geometry();
+    for (index, (header, at)) in records.iter().enumerate() {
+        if header.end() <= durable || header.payload() == 0 {
+            continue;
+        }
+        let payload = at.plus(geometry.header.into());
+        let bytes = device.read(payload, header.payload()).await?;
+        if !header.is_payload(&bytes, geometry) {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
 }
 
 /// The headers of one segment, from its first record on, as far as they are valid.
@@ -74,16 +223,25 @@ pub(crate) async fn headers_of(
     epoch: &Epoch,
     segment: u32,
     first_seq: u64,
+) -> Result<Vec<(Header, At)>> {
+    let footer = footer_of(device, segment).await?;
+    headers(device, epoch, segment, first_seq, &footer, &mut None).await
+}
+
+/// The same, where the footer was read.
+async fn headers(
+    device: &CacheDevice,
+    epoch: &Epoch,
+    segment: u32,
+    first_seq: u64,
+    footer: &[u8],
     prev_crc: &mut Option<u32>,
 ) -> Result<Vec<(Header, At)>> {
     let geometry = device.geometry();
-    let footer = device
-        .read(geometry.footer_at(segment), geometry.footer.into())
-        .await?;
     let mut at = geometry.segment_at(segment);
     let end = geometry.footer_at(segment);
     let mut found: Vec<(Header, At)> = Vec::new();
-    let sealed = footer::decode(&footer, epoch.nonce, epoch.epoch, geometry)
+    let sealed = footer::decode(footer, epoch.nonce, epoch.epoch, geometry)
         .filter(|headers| headers.first().is_some_and(|(one, _)| one.seq == first_seq));
     if let Some(headers) = sealed {
         // The open that ended the epoch may have done so before the end of the segment.
@@ -117,45 +275,6 @@ pub(crate) async fn headers_of(
     Ok(found)
 }
 
-/// Finds the end of the epoch that was written when the disk was closed or crashed (O1).
-async fn end_of_log(
-    device: &CacheDevice,
-    epoch: &Epoch,
-    mut scanned: Scanned,
-    destaged: u64,
-) -> Result<Scanned> {
-    let geometry = device.geometry();
-    let durable = witnessed(scanned.records.iter().map(|(header, _)| header)).max(destaged);
-    let mut whole = scanned.records.len();
-    for (index, (header, at)) in scanned.records.iter().enumerate() {
-        if header.end() <= durable {
-            continue;
-        }
-        let payload = at.plus(geometry.header.into());
-        let is_whole = match header.payload() {
-            0 => true,
-            blocks => header.is_payload(&device.read(payload, blocks).await?, geometry),
-        };
-        if !is_whole {
-            whole = index;
-            break;
-        }
-    }
-    if let Some((header, _)) = scanned.records.get(whole) {
-        scanned.end_seq = header.seq;
-    }
-    scanned.records.truncate(whole);
-    let end = scanned.end_seq;
-    scanned.segments.retain(|live| live.first_seq < end);
-    scanned.next_segment = scanned
-        .segments
-        .last()
-        .map_or(epoch.segment, |live| geometry.after(live.segment));
-    let behind = behind(device, epoch, &scanned).await?;
-    scanned.is_cut = witnessed(behind.iter()) > end.max(destaged);
-    Ok(scanned)
-}
-
 /// The highest seq before which everything was durable, as these headers know.
 fn witnessed<'a>(headers: impl Iterator<Item = &'a Header>) -> u64 {
     headers.map(|header| header.durable_seq).max().unwrap_or(0)
@@ -166,10 +285,7 @@ fn witnessed<'a>(headers: impl Iterator<Item = &'a Header>) -> u64 {
 async fn behind(device: &CacheDevice, epoch: &Epoch, scanned: &Scanned) -> Result<Vec<Header>> {
     let geometry = device.geometry();
     let mut found = Vec::new();
-    let mut segment = scanned
-        .segments
-        .last()
-        .map_or(epoch.segment, |one| one.segment);
+    let mut segment = scanned.last_segment.unwrap_or(epoch.segment);
     for _ in 0..geometry.segments.min(BEHIND_SEGMENTS_MAX) {
         found.extend(lost::headers_in(device, std::slice::from_ref(epoch), segment).await?);
         segment = geometry.after(segment);

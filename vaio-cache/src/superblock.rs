@@ -106,10 +106,11 @@ impl Superblock {
         bytes.into()
     }
 
-    /// The format's version, of a superblock that verifies. Every version has its sum, over as many
-    /// bytes, at the same place (S3).
-    pub(crate) fn version(bytes: &[u8]) -> Option<u32> {
-        Self::verified(bytes)?.get_u32(8)
+    /// The version of a superblock that verifies and is not of this one. Every version has its sum,
+    /// over as many bytes, at the same place (S3).
+    pub(crate) fn other_version(bytes: &[u8]) -> Option<u32> {
+        let version = Self::verified(bytes)?.get_u32(8)?;
+        (version != CACHE_FORMAT_VERSION).then_some(version)
     }
 
     /// What the sum covers.
@@ -240,11 +241,18 @@ pub(crate) mod tests {
         let bytes = sample(7).encode();
         let other = of_version(CACHE_FORMAT_VERSION + 1, &bytes);
         assert_eq!(Superblock::decode(&other), None);
-        assert_eq!(Superblock::version(&other), Some(CACHE_FORMAT_VERSION + 1));
-        assert_eq!(Superblock::version(&bytes), Some(CACHE_FORMAT_VERSION));
+        assert_eq!(
+            Superblock::other_version(&other),
+            Some(CACHE_FORMAT_VERSION + 1)
+        );
+        assert_eq!(Superblock::other_version(&bytes), None);
         let mut damaged = bytes.to_vec();
         damaged[8] = 2;
-        assert_eq!(Superblock::version(&damaged), None, "damage is no version");
+        assert_eq!(
+            Superblock::other_version(&damaged),
+            None,
+            "damage is no version"
+        );
     }
 
     #[test]

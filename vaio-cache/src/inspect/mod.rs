@@ -24,7 +24,7 @@ use crate::{
     lost,
     record::{Header, Kind},
     recover,
-    scan::{Scanned, scan},
+    scan::{Scanned, Segment, scan},
     superblock::{Epoch, OPEN, Superblock},
 };
 use extents::Extents;
@@ -106,7 +106,7 @@ async fn superblocks(
                 generation: found.generation,
             },
             None if is_empty(at(offset), header) => Verdict::Empty,
-            None => match at(offset).and_then(Superblock::version) {
+            None => match at(offset).and_then(Superblock::other_version) {
                 Some(version) => Verdict::OtherVersion { version },
                 None => Verdict::Invalid,
             },
@@ -226,7 +226,9 @@ impl Walk {
     /// The first of these epochs; the others are looked at if it is damaged.
     async fn epoch(&mut self, epochs: &[Epoch]) -> Result<()> {
         let epoch = &epochs[0];
-        let scanned = scan(&self.device, epoch, self.destaged).await?;
+        let mut segments = Vec::new();
+        let mut take = |segment| segments.push(segment);
+        let scanned = scan(&self.device, epoch, self.destaged, &mut take).await?;
         // What is all on the backing need not be there.
         let is_needed = epoch.end_seq > self.destaged;
         let follows = self.next_segment.is_none_or(|next| next == epoch.segment);
@@ -238,27 +240,25 @@ impl Walk {
             };
             self.damaged(&why, epochs, &scanned).await?;
         }
-        if is_needed && !scanned.segments.is_empty() {
-            self.next_segment = Some(scanned.next_segment);
+        if is_needed && let Some(last) = scanned.last_segment {
+            self.next_segment = Some(self.device.geometry().after(last));
         }
         self.view.epochs.push(EpochView {
             epoch: epoch.epoch,
             first_seq: epoch.first_seq,
             end_seq: (epoch.end_seq != OPEN).then_some(epoch.end_seq),
             found_end_seq: scanned.end_seq,
-            records: scanned.records.len() as u64,
+            records: segments.iter().map(|one| one.records.len() as u64).sum(),
         });
-        self.segments(&scanned, epoch).await?;
-        for (header, at) in &scanned.records {
-            self.record(header, *at).await?;
+        for segment in &segments {
+            self.segment(segment, epoch).await?;
         }
         self.view.end_seq = self.view.end_seq.max(scanned.end_seq);
         Ok(())
     }
 
     async fn damaged(&mut self, why: &Error, epochs: &[Epoch], scanned: &Scanned) -> Result<()> {
-        let last = scanned.segments.last();
-        let from = last.map_or(epochs[0].segment, |last| last.segment);
+        let from = scanned.last_segment.unwrap_or(epochs[0].segment);
         let end = scanned.end_seq.max(self.destaged);
         let lost = lost::behind(&self.device, epochs, from, end, u64::MAX).await?;
         self.view.damage = Some(Damage {
@@ -268,31 +268,25 @@ impl Walk {
         Ok(())
     }
 
-    async fn segments(&mut self, scanned: &Scanned, epoch: &Epoch) -> Result<()> {
+    async fn segment(&mut self, found: &Segment, epoch: &Epoch) -> Result<()> {
         let geometry = *self.device.geometry();
-        let ends = scanned.segments.iter().skip(1).map(|next| next.first_seq);
-        let ends: Vec<u64> = ends.chain([scanned.end_seq]).collect();
-        for (live, end_seq) in scanned.segments.iter().zip(ends) {
-            let at = geometry.footer_at(live.segment);
-            let bytes = self.device.read(at, geometry.footer.into()).await?;
-            let footer = footer::decode(&bytes, epoch.nonce, epoch.epoch, &geometry);
-            let before = |seq| {
-                let records = &scanned.records;
-                records.partition_point(|(header, _)| header.seq < seq) as u64
-            };
-            self.view.segments.push(SegmentView {
-                segment: live.segment,
-                offset: geometry.offset(geometry.segment_at(live.segment)),
-                epoch: live.epoch,
-                first_seq: live.first_seq,
-                end_seq,
-                records: before(end_seq) - before(live.first_seq),
-                is_sealed: footer.is_some_and(|headers| {
-                    let first = headers.first().map(|(header, _)| header.seq);
-                    first == Some(live.first_seq)
-                }),
-                is_dirty: end_seq > self.destaged,
-            });
+        let live = found.live;
+        let at = geometry.footer_at(live.segment);
+        let bytes = self.device.read(at, geometry.footer.into()).await?;
+        let footer = footer::decode(&bytes, epoch.nonce, epoch.epoch, &geometry);
+        let first = footer.and_then(|headers| headers.first().map(|(header, _)| header.seq));
+        self.view.segments.push(SegmentView {
+            segment: live.segment,
+            offset: geometry.offset(geometry.segment_at(live.segment)),
+            epoch: live.epoch,
+            first_seq: live.first_seq,
+            end_seq: found.end_seq(),
+            records: found.records.len() as u64,
+            is_sealed: first == Some(live.first_seq),
+            is_dirty: found.end_seq() > self.destaged,
+        });
+        for (header, at) in &found.records {
+            self.record(header, *at).await?;
         }
         Ok(())
     }

@@ -24,12 +24,12 @@ use crate::{
 /// The records of one segment that are only on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Folded {
-    live: Live,
-    nonce: u64,
+    pub(super) live: Live,
+    pub(super) nonce: u64,
     /// Of the first record that is folded.
-    first_seq: u64,
-    end_seq: u64,
-    first_cut: u64,
+    pub(super) first_seq: u64,
+    pub(super) end_seq: u64,
+    pub(super) first_cut: u64,
     /// What its records change.
     pub(super) bytes: u64,
     pub(super) since: Instant,

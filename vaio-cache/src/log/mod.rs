@@ -24,6 +24,7 @@ mod batch;
 mod compose;
 mod doubt;
 mod fold;
+mod recovered;
 mod report;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -42,9 +43,11 @@ use crate::{
 pub(crate) use batch::{Batch, Destage};
 pub(crate) use compose::{Step, WriteRecord, ZEROES_BLOCKS_MAX, entry_blocks_max};
 pub(crate) use fold::{Folded, Part, entries_of};
+pub(crate) use recovered::Recovered;
 
 /// What bounds the log in memory.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_field_names, reason = "the settings' names")]
 pub(crate) struct Limits {
     /// Bytes of records that are not durable yet (L3).
     pub(crate) unflushed_bytes_max: u64,
@@ -129,15 +132,15 @@ pub(crate) struct Start {
     pub(crate) limits: Limits,
     /// The last is the new one.
     pub(crate) epochs: Vec<Epoch>,
-    pub(crate) destaged_seq: u64,
-    /// Segments of the epochs before, and all their records from `destaged_seq` on.
+    /// Segments of the epochs before.
     pub(crate) segments: Vec<Live>,
-    pub(crate) records: Vec<(Header, At)>,
+    /// Their content, as far as the backing lacks it.
+    pub(crate) recovered: Recovered,
 }
 
 impl Log {
     /// A log in which everything that was found is published and durable.
-    pub(crate) fn new(start: Start, now: Instant) -> Self {
+    pub(crate) fn new(start: Start) -> Self {
         let geometry = start.geometry;
         let current = start.epochs.last().expect("the new epoch is listed");
         assert_eq!(current.end_seq, OPEN, "the new epoch has no end yet");
@@ -151,29 +154,30 @@ impl Log {
         }
         assert_eq!(segments.next_segment(), current.segment, "the ring goes on");
         let seq = current.first_seq;
-        let cut = start.records.last().map_or(0, |(header, _)| header.cut + 1);
+        let found = start.recovered;
         let mut log = Self {
             geometry,
             limits: start.limits,
             next: seq,
             composed: seq,
-            published: start.destaged_seq,
+            // A gap in the seqs, where an open began above what it found, is no record.
+            published: seq,
             durable: seq,
-            destaged: start.destaged_seq,
+            destaged: found.destaged_seq,
             waiting: VecDeque::new(),
             front: VecDeque::new(),
-            folded: VecDeque::new(),
+            folded: found.folded,
             recent: VecDeque::new(),
-            unfolded_to: start.destaged_seq,
+            unfolded_to: found.destaged_seq,
             in_flight: 0,
             last_entries: 0,
             trust: 0,
-            order: Order::new(cut, start.limits.cut_bytes_max),
+            order: Order::new(found.next_cut, start.limits.cut_bytes_max),
             segments,
-            map: Map::new(geometry),
+            map: found.map,
             unflushed: BTreeMap::new(),
             unflushed_bytes: 0,
-            dirty_bytes: 0,
+            dirty_bytes: found.bytes,
             contents: Vec::new(),
             contents_bytes: 0,
             prev_crc: 0,
@@ -182,21 +186,6 @@ impl Log {
             is_failed: false,
             epochs: start.epochs,
         };
-        for (header, at) in start.records {
-            log.dirty_bytes += bytes_of(&header, &geometry);
-            log.recent.push_back(Record {
-                header,
-                at,
-                bytes: Bytes::new(),
-                written: Some(0),
-                writers: 0,
-                since: now,
-            });
-        }
-        log.publish();
-        // A gap in the seqs, where an open began above what it found, is no record.
-        log.published = seq;
-        log.fold();
         log.skip_gap();
         log
     }

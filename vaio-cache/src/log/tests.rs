@@ -14,7 +14,7 @@ fn log() -> Log {
 }
 
 fn log_from(start: Start) -> Log {
-    Log::new(start, Instant::default())
+    Log::new(start)
 }
 
 fn start() -> Start {
@@ -33,9 +33,8 @@ fn start() -> Start {
             dirty_bytes_max: 1 << 20,
         },
         epochs: vec![epoch],
-        destaged_seq: 0,
         segments: Vec::new(),
-        records: Vec::new(),
+        recovered: Recovered::new(geometry(), 0),
     }
 }
 
@@ -181,7 +180,7 @@ fn what_may_be_given_up_is_not_written_again() {
 #[test]
 fn seqs_that_were_given_up_need_no_destaging() {
     let log = log_from(Start {
-        destaged_seq: 7,
+        recovered: Recovered::new(geometry(), 7),
         epochs: vec![Epoch {
             first_seq: 20,
             ..start().epochs[0]
