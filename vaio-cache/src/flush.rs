@@ -6,15 +6,17 @@
 //!   in place before the next flush counts (L3). That is what
 //!   [`FlushRetry::Covers`](vaio_core::FlushRetry::Covers) says.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{pin::pin, sync::atomic::Ordering::Relaxed};
 
-use futures::future::join_all;
+use futures::future::{Either, join_all, select};
 use vaio_core::{Reply, Result, Severity};
 
 use crate::{
     cache::Cache,
+    log::Log,
     settings::Durability,
     superblock::{OPEN, Superblock},
+    write::GATHER_IDLE_TURNS,
 };
 
 /// Flushes and superblocks that may fail one after another before the device counts as failed.
@@ -40,10 +42,17 @@ impl Cache {
 
     /// Makes durable what is before `seq`, which is published.
     pub(crate) async fn make_durable(&self, seq: u64) -> Result<()> {
-        // D1. Whoever waits here mostly finds that the one before has done it.
-        let _alone = self.flushing.lock().await;
+        // D1. Whoever waits mostly finds that the one before has done it. They all find it at once, and
+        // not one after another as the lock goes round: a guest's next writes then come together.
+        let (turn, done) = (pin!(self.flushing.lock()), pin!(self.durable_to(seq)));
+        let Either::Left((_alone, _)) = select(turn, done).await else {
+            return Ok(());
+        };
         if self.log().durable() >= seq {
             return Ok(());
+        }
+        if self.settings.durability == Durability::AtAck {
+            self.gather_records().await;
         }
         // Only flushes make doubts, and they come one after another: it ends.
         let published = loop {
@@ -57,6 +66,36 @@ impl Cache {
         self.log().made_durable(published);
         self.moved_on();
         Ok(())
+    }
+
+    /// Lets the records come that are on their way: at ack their writes wait for a flush too, and a
+    /// flush that goes without them makes them wait for two. It waits for what is being written, and
+    /// never for what may itself need a flush first.
+    async fn gather_records(&self) {
+        // Theirs begin with turns of their own.
+        self.give_way(2 * GATHER_IDLE_TURNS, Log::had_company).await;
+        let composed = self.log().composed();
+        loop {
+            let progress = self.progress.listen();
+            {
+                let log = self.log();
+                if log.published() >= composed || log.is_failed() {
+                    return;
+                }
+            }
+            progress.await;
+        }
+    }
+
+    /// Resolves when everything before `seq` is durable.
+    async fn durable_to(&self, seq: u64) {
+        loop {
+            let progress = self.progress.listen();
+            if self.log().durable() >= seq {
+                return;
+            }
+            progress.await;
+        }
     }
 
     /// D2.

@@ -17,7 +17,7 @@ use vaio_core::{Error, Extent, Io, Next, Reply, Result, RuntimeExt, Severity};
 use crate::{
     cache::Cache,
     geometry::{Span, index},
-    log::{Step, Waiting, WriteRecord, ZEROES_BLOCKS_MAX, entry_blocks_max},
+    log::{Log, Step, Waiting, WriteRecord, ZEROES_BLOCKS_MAX, entry_blocks_max},
     pace::slow_down,
     record::{self, Entry, Kind},
     report::Counters,
@@ -30,7 +30,7 @@ const WRITE_TRIES_MAX: u32 = 3;
 /// Turns that a write gives to others at most before it composes a record.
 const GATHER_TURNS_MAX: u32 = 128;
 /// Turns in which no one came, after which it goes on.
-const GATHER_IDLE_TURNS: u32 = 3;
+pub(crate) const GATHER_IDLE_TURNS: u32 = 3;
 
 /// What a write changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,9 +139,7 @@ impl Cache {
             let first = ends.next().expect("an IO is not empty");
             (first - 1, ends.last().unwrap_or(first))
         };
-        if self.log().has_company() {
-            self.gather().await;
-        }
+        self.gather().await;
         self.drive(first, end).await?;
         if self.cx.rt().buggify("cache.destage") {
             self.kick();
@@ -163,18 +161,24 @@ impl Cache {
     /// Lets those come that the guest sends together with this write: its answers to the record
     /// before come one by one.
     async fn gather(&self) {
+        self.give_way(GATHER_IDLE_TURNS, Log::has_company).await;
+    }
+
+    /// Gives turns to others as long as they bring writes or records, and it `is_worth` it.
+    pub(crate) async fn give_way(&self, idle_max: u32, is_worth: impl Fn(&Log) -> bool) {
         let mut idle = 0;
+        let mut seen = (0, 0);
         for _ in 0..GATHER_TURNS_MAX {
-            let before = self.log().next();
-            yield_once().await;
-            idle = if self.log().next() == before {
-                idle + 1
-            } else {
-                0
-            };
-            if idle == GATHER_IDLE_TURNS || !self.log().has_company() {
-                return;
+            {
+                let log = self.log();
+                let now = (log.next(), log.composed());
+                idle = if now == seen { idle + 1 } else { 0 };
+                seen = now;
+                if idle == idle_max || !is_worth(&log) {
+                    return;
+                }
             }
+            yield_once().await;
         }
     }
 

@@ -20,6 +20,8 @@ const GATHER_ENTRIES: usize = 16;
 const GATHER_BYTES: u64 = 64 << 10;
 /// Writes in one record.
 const ENTRIES_MAX: usize = 128;
+/// A segment is nearly full when less than one of so many parts is left.
+const NEARLY_FULL: u32 = 16;
 /// Blocks of zeroes or discard in one entry.
 pub(crate) const ZEROES_BLOCKS_MAX: u64 = 1 << 14;
 
@@ -105,7 +107,9 @@ impl Log {
             return Step::Full(self.destaged + 1);
         }
         let mut footer = None;
-        if self.fitting() == 0 {
+        let fitting = self.fitting();
+        let is_split = fitting < self.waiting.len() && self.is_nearly_full();
+        if fitting == 0 || is_split && self.segments.has_free() {
             if !self.segments.has_free() {
                 return Step::Full(self.oldest_segment_end());
             }
@@ -129,7 +133,12 @@ impl Log {
     /// Whether a write does well to let others come before it composes: the last time there were
     /// others.
     pub(crate) fn has_company(&self) -> bool {
-        self.last_entries > 1 && self.in_flight == 0
+        self.had_company() && self.in_flight == 0
+    }
+
+    /// Whether the record before was of several writes.
+    pub(crate) fn had_company(&self) -> bool {
+        self.last_entries > 1
     }
 
     /// How many of the writes that wait fit into a record in the segment that is written.
@@ -152,6 +161,12 @@ impl Log {
             count += 1;
         }
         count
+    }
+
+    /// Whether so little of the segment is left that writes which come together had better stay
+    /// together, in the next.
+    fn is_nearly_full(&self) -> bool {
+        self.segments.room() < self.geometry.room() / NEARLY_FULL
     }
 
     fn compose(&mut self, footer: Option<(At, Bytes)>, now: Instant) -> WriteRecord {
