@@ -17,7 +17,7 @@ fn ordered() -> Subject {
 }
 
 barrier_audit! {
-    #[ignore = "nightly: cargo test --test barriers -- --ignored"]
+    #[ignore = "hours: see .ci/nightly"]
     at_flush_ordered: ordered(),
     explained = [
         "bypass.rs:flush_below < src/flush.rs:flush < src/filter.rs:lifecycle drop"
