@@ -96,16 +96,20 @@ impl Stretch {
 }
 
 impl Cache {
-    /// Waits until everything before `seq` is on the backing, durably. Cancel-safe: the destaging
-    /// goes on.
+    /// Waits until everything before `seq` is on the backing, durably; what the log can no longer
+    /// take, because the cache device failed, is not waited for. Cancel-safe: the destaging goes on.
     ///
     /// # Errors
     /// Those of a batch that was begun after this call.
     pub(crate) async fn destage_to(&self, seq: u64) -> Result<()> {
         let begun = self.demand().begun;
         loop {
-            let ended = self.ended.listen();
-            if self.log().destaged() >= seq {
+            let (ended, progress) = (self.ended.listen(), self.progress.listen());
+            let (destaged, to) = {
+                let log = self.log();
+                (log.destaged(), log.destageable(seq))
+            };
+            if destaged >= to {
                 return Ok(());
             }
             {
@@ -115,10 +119,10 @@ impl Cache {
                 {
                     return Err(error.clone());
                 }
-                demand.to = demand.to.max(seq);
+                demand.to = demand.to.max(to);
             }
             self.wanted.notify_all();
-            ended.await;
+            select(ended, progress).await;
         }
     }
 

@@ -17,6 +17,7 @@ use crate::{
     bytes_at::{Get, Put},
     checksum::{Seed, crc},
     geometry::{Geometry, Span, index},
+    map::UNITS_MAX,
 };
 
 pub(crate) const MAGIC: &[u8; 8] = b"VAIOREC\x01";
@@ -29,7 +30,7 @@ const CRC_AT: usize = 52;
 const BLOCKS_MAX: u64 = 1 << 54;
 /// Blocks of one entry: what a segment can hold, and more than the longest entry of zeroes.
 const ENTRY_BLOCKS_MAX: u64 = 1 << 21;
-/// No log gets there: a billion writes a second, for a century.
+/// No log gets there, nor a cut: a billion writes a second, for a century.
 const SEQ_MAX: u64 = 1 << 62;
 /// Most entries, and most sums, of one record.
 const COUNT_MAX: usize = u16::MAX as usize;
@@ -211,10 +212,15 @@ impl Header {
     /// Whether the numbers agree with each other and are in range. A header that verifies was
     /// written by this code, or by someone who knows the nonce: an image from elsewhere.
     fn is_whole(&self, geometry: &Geometry) -> bool {
-        let in_range = |span: Span| span.start <= BLOCKS_MAX && span.end() <= BLOCKS_MAX;
+        let blocks_max = UNITS_MAX
+            .saturating_mul(geometry.unit.into())
+            .min(BLOCKS_MAX);
+        let in_range = |span: Span| span.start <= blocks_max && span.end() <= blocks_max;
         let is_short = |one: &Entry| one.span.count <= ENTRY_BLOCKS_MAX || one.kind == Kind::Void;
         let entries = &mut self.entries.iter();
-        if self.seq > SEQ_MAX || !entries.all(|one| in_range(one.span) && is_short(one)) {
+        if self.seq.max(self.cut) > SEQ_MAX
+            || !entries.all(|one| in_range(one.span) && is_short(one))
+        {
             return false;
         }
         let sums: u64 = self.entries.iter().map(|one| one.sums(geometry)).sum();

@@ -191,8 +191,8 @@ impl Scan<'_> {
                 self.hand_over(segment);
             }
         }
-        let behind = behind(self.device, self.epoch, &self.scanned).await?;
-        self.scanned.is_cut = witnessed(behind.iter()) > self.scanned.end_seq.max(destaged);
+        let durable = witnessed_behind(self.device, self.epoch, &self.scanned).await?;
+        self.scanned.is_cut = durable > self.scanned.end_seq.max(destaged);
         Ok(())
     }
 }
@@ -280,16 +280,21 @@ fn witnessed<'a>(headers: impl Iterator<Item = &'a Header>) -> u64 {
     headers.map(|header| header.durable_seq).max().unwrap_or(0)
 }
 
-/// Valid headers of the epoch behind its end, wherever they lie: in the rest of the last segment,
-/// and in the segments that would have come next.
-async fn behind(device: &CacheDevice, epoch: &Epoch, scanned: &Scanned) -> Result<Vec<Header>> {
+/// What valid headers of the epoch behind its end know to have been durable, wherever they lie: in
+/// the rest of the last segment, and in the segments that would have come next.
+async fn witnessed_behind(device: &CacheDevice, epoch: &Epoch, scanned: &Scanned) -> Result<u64> {
     let geometry = device.geometry();
-    let mut found = Vec::new();
     let mut segment = scanned.last_segment.unwrap_or(epoch.segment);
-    for _ in 0..geometry.segments.min(BEHIND_SEGMENTS_MAX) {
-        found.extend(lost::headers_in(device, std::slice::from_ref(epoch), segment).await?);
+    let (mut seen, mut empty) = (0, 0);
+    for _ in 0..geometry.segments {
+        let mut headers = lost::headers_in(device, std::slice::from_ref(epoch), segment).await?;
+        headers.retain(|header| header.seq > scanned.end_seq);
+        empty = if headers.is_empty() { empty + 1 } else { 0 };
+        seen = seen.max(witnessed(headers.iter()));
+        if empty == BEHIND_SEGMENTS_MAX {
+            break;
+        }
         segment = geometry.after(segment);
     }
-    found.retain(|header| header.seq > scanned.end_seq);
-    Ok(found)
+    Ok(seen)
 }

@@ -46,6 +46,12 @@ struct Left {
 }
 
 fn leave() -> Left {
+    let blocks = [0, 3, 6, 9, 12, 1, 4];
+    let ops = blocks.map(|block| [write(block), GuestOp::Flush]);
+    leave_after(&ops.concat())
+}
+
+fn leave_after(ops: &[GuestOp]) -> Left {
     let subject = subject();
     let sim = Sim::new(Tape::benign(), Schedule::Fifo);
     let rig = Rig::new(&sim, &subject, Scale::Tiny, BLOCKS, Fill::Zero);
@@ -61,9 +67,8 @@ fn leave() -> Left {
             on_error: OnError::Broken,
             when_quiet: None,
         };
-        for block in [0, 3, 6, 9, 12, 1, 4] {
-            guest.submit(write(block)).await.expect("is kept");
-            guest.submit(GuestOp::Flush).await.expect("is kept");
+        for op in ops {
+            guest.submit(*op).await.expect("is kept");
         }
     });
     assert!(ran.is_ok(), "the first era ends");
@@ -323,4 +328,21 @@ fn log_of_another_version_is_refused_and_left_alone_whatever_is_given_up() {
             assert!(same, "{what}: block {block} is as it was");
         }
     }
+}
+
+#[test]
+fn durable_records_are_missed_also_where_what_says_so_is_segments_away() {
+    // Three records a segment, in six segments, before the first flush; then one that knows of it.
+    let mut ops: Vec<GuestOp> = (0..18).map(|n| write(n % 7 * 2)).collect();
+    ops.extend([GuestOp::Flush, write(0), GuestOp::Flush]);
+    let left = leave_after(&ops);
+    let mut seen = Seen::default();
+    open_and_read(&left, left.images.clone(), &mut seen, "undamaged");
+    assert_eq!((seen.refused, seen.failed), (0, 0));
+    let mut images = left.images.clone();
+    for block in 2..12 {
+        images[1].set(block, Content::Zero);
+    }
+    open_and_read(&left, images, &mut seen, "the first segment");
+    assert_eq!(seen.refused, 1);
 }

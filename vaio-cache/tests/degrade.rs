@@ -1,10 +1,13 @@
-//! The cache device fails a write, and the record is whole on it all the same. The write went to
-//! the backing instead, and newer ones after it: the record must never come back over them.
+//! The cache device fails writes.
+//!
+//! A record that failed may be whole on it all the same. Its write went to the backing instead, and
+//! newer ones after it: the record must never come back over them. And whatever waits then for
+//! something to be destaged, with a record that will never be there in its way, goes on.
 
 use std::sync::Arc;
 
 use vaio_cache::{CACHE_DEVICE, CacheFactory, Sizes};
-use vaio_core::{Disk, Extent, OpKind};
+use vaio_core::{DirtyPolicy, Disk, Extent, OpKind};
 use vaio_testkit::{
     Family, GuestOp, Oracle, OracleSettings, Scale, Schedule, Sim, Subject, Swarm, Tape,
     disk::{Fault, Fill, Rule},
@@ -72,4 +75,54 @@ fn record_that_failed_and_landed_does_not_come_back() {
             .unwrap_or_else(|stuck| Err(stuck.into()));
         assert_eq!(ran, Ok(()), "seed {seed}");
     }
+}
+
+#[test]
+fn writes_that_wait_for_destaging_go_on_when_the_device_fails() {
+    const MANY: u64 = 30;
+    for (policy, good, seed) in failures(MANY) {
+        let subject = subject();
+        let sim = Sim::new(Tape::random(seed), Schedule::Random);
+        sim.set_limits(limits());
+        let rig = Rig::new(&sim, &subject, Scale::Tiny, 4, Fill::Zero);
+        let belief = Belief::new(Oracle::new(OracleSettings::new(4, subject.promise())));
+        let device = rig.disk(CACHE_DEVICE).expect("it is needed").clone();
+        let records = Extent::from_range(2 * 512, 22 * 512);
+        let fails = Rule::always(Fault::Error)
+            .on(OpKind::Write)
+            .at(records)
+            .after(good);
+        device.faults(|faults| faults.add(fails));
+        let host = sim.host("first");
+        let writes: Vec<GuestOp> = (0..MANY)
+            .map(|n| GuestOp::Write {
+                block: n % 4,
+                count: 1,
+                fua: false,
+            })
+            .collect();
+        let ran: Result<(), Broken> = sim
+            .run(async {
+                let disk = rig.open(&host).await.expect("opens over empty media");
+                disk.set_dirty_policy(policy).await.expect("is allowed");
+                let mut guest = guest(&sim, &disk, &belief);
+                guest.depth = 8;
+                guest.run(&writes).await?;
+                guest.run(&[GuestOp::Flush]).await?;
+                guest.read_all().await
+            })
+            .unwrap_or_else(|stuck| Err(stuck.into()));
+        assert_eq!(ran, Ok(()), "{policy:?} good={good} seed={seed}");
+    }
+}
+
+/// Policy of dirty data, records that are written before the device fails, seed.
+fn failures(many: u64) -> impl Iterator<Item = (DirtyPolicy, u32, u64)> {
+    let policies = [DirtyPolicy::Allow, DirtyPolicy::WriteThrough];
+    policies.into_iter().flat_map(move |policy| {
+        (0..many).flat_map(move |good| {
+            let good = u32::try_from(good).expect("small");
+            (0..8).map(move |seed| (policy, good, seed))
+        })
+    })
 }

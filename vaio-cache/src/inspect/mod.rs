@@ -86,17 +86,20 @@ async fn superblocks(
         let found = at(bytes).and_then(Superblock::decode)?;
         (found.geometry.header_bytes() as u64 == bytes).then_some((bytes, found))
     };
-    let second = if let Some(first) = &first {
-        of_size(first.geometry.header_bytes() as u64)
-    } else {
-        let places = SUPERBLOCK_BYTES_MIN..=SUPERBLOCK_BYTES_MAX;
+    let places = || {
         let step = crate::geometry::index(SUPERBLOCK_BYTES_MIN);
-        places.step_by(step).find_map(of_size)
+        (SUPERBLOCK_BYTES_MIN..=SUPERBLOCK_BYTES_MAX).step_by(step)
     };
+    let second = match &first {
+        Some(first) => of_size(first.geometry.header_bytes() as u64),
+        None => places().find_map(of_size),
+    };
+    let other =
+        |bytes: &u64| at(*bytes).is_some_and(|one| Superblock::other_version(one).is_some());
     let default = u64::from(crate::Sizes::default().header_bytes);
     let header = match (&first, &second) {
         (Some(one), _) | (None, Some((_, one))) => one.geometry.header_bytes() as u64,
-        (None, None) => default,
+        (None, None) => places().find(other).unwrap_or(default),
     };
     let second = second.map(|(_, found)| found);
     let place = |offset: u64, found: Option<&Superblock>| SuperblockPlace {
@@ -113,9 +116,8 @@ async fn superblocks(
         },
     };
     let places = vec![place(0, first.as_ref()), place(header, second.as_ref())];
-    let is_other = |place: &SuperblockPlace| matches!(place.verdict, Verdict::OtherVersion { .. });
     // S3.
-    let is_known = !places.iter().any(is_other);
+    let is_known = !places.iter().any(|place| place.other_version().is_some());
     let found = Superblock::newer(first, second);
     Ok((places, found.filter(|_| is_known)))
 }

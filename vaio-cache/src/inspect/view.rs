@@ -33,6 +33,16 @@ pub struct SuperblockPlace {
     pub verdict: Verdict,
 }
 
+impl SuperblockPlace {
+    /// The version of the format that is there, if it is not the one that this code knows.
+    pub fn other_version(&self) -> Option<u32> {
+        match self.verdict {
+            Verdict::OtherVersion { version } => Some(version),
+            _ => None,
+        }
+    }
+}
+
 /// The records of one open of the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -118,6 +128,15 @@ pub struct Inspection {
     pub superblocks: Vec<SuperblockPlace>,
     /// The log; `None`: no superblock is valid.
     pub log: Option<LogView>,
+}
+
+impl Inspection {
+    /// The version of a log that this code does not look into, nor write over.
+    pub fn other_version(&self) -> Option<u32> {
+        self.superblocks
+            .iter()
+            .find_map(SuperblockPlace::other_version)
+    }
 }
 
 /// A log that a superblock describes.

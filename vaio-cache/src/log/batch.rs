@@ -52,6 +52,10 @@ impl Log {
             if header.end() > limit || (how == Destage::Ordered && header.cut != first) {
                 break;
             }
+            if header.end() > self.published && self.is_stuck() {
+                // It never will be, and was never answered: the cut is whole without it.
+                break;
+            }
             if header.end() > self.published {
                 // B2: a cut waits for its last record.
                 return (how == Destage::Relaxed && end > self.destaged).then_some(end);
@@ -63,6 +67,21 @@ impl Log {
             }
         }
         (end > self.destaged).then_some(end)
+    }
+
+    /// Whether what is not published never will be: the cache device failed, and nothing is on its
+    /// way. Records are published in order.
+    fn is_stuck(&self) -> bool {
+        self.is_failed && self.in_flight == 0
+    }
+
+    /// `seq`, or what can be destaged of it, where the cache device failed.
+    pub(crate) fn destageable(&self, seq: u64) -> u64 {
+        if self.is_stuck() {
+            seq.min(self.published)
+        } else {
+            seq
+        }
     }
 
     /// Whether there is something to destage now.

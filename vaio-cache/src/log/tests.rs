@@ -212,6 +212,24 @@ fn cut_is_destaged_with_its_own_last_versions() {
 }
 
 #[test]
+fn cut_of_which_the_device_took_a_part_is_destaged_without_the_rest() {
+    for how in [Destage::Ordered, Destage::Relaxed] {
+        let mut log = log();
+        let first = write(&mut log, 0, 1);
+        let end = enqueue(&mut log, 1, 1, 2);
+        let record = compose(&mut log, end);
+        if how == Destage::Ordered {
+            assert_eq!(log.batch_end(how), None, "it may be published yet");
+        }
+        assert_eq!(log.destageable(end), end);
+        log.not_written(record.seq);
+        assert_eq!(log.batch_end(how), Some(first));
+        // Whoever waits for more waits for nothing.
+        assert_eq!(log.destageable(end), first);
+    }
+}
+
+#[test]
 fn destaging_closes_the_cut() {
     let mut log = log();
     let end = write(&mut log, 0, 1);

@@ -1,7 +1,10 @@
 //! `vaio cache inspect`: opens the device for reading only and shows the library's report.
 
 use serde_json::json;
-use vaio_cache::inspect::{Depth, Inspection, inspect};
+use vaio_cache::{
+    CACHE_FORMAT_VERSION,
+    inspect::{Depth, Inspection, inspect},
+};
 use vaio_core::{Error, ErrorKind, Result, Rt};
 
 use super::{InspectArgs, show};
@@ -65,8 +68,19 @@ pub(super) async fn read(spec: &Spec, depth: Depth, rt: &Rt) -> Result<Inspectio
     inspect(device, depth).await
 }
 
+/// Of a log that this version neither reads nor writes.
+pub(super) fn of_other_version(version: u32) -> String {
+    format!(
+        "the cache device has a log in a format of another version, version={version} \
+         known={CACHE_FORMAT_VERSION}: use the version of vaio that wrote it"
+    )
+}
+
 /// What is wrong with a device, in one line.
 fn wrong(report: &Inspection) -> Option<String> {
+    if let Some(version) = report.other_version() {
+        return Some(of_other_version(version));
+    }
     let Some(log) = &report.log else {
         return Some("there is no cache log here: find the right device".into());
     };

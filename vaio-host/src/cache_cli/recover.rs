@@ -119,6 +119,10 @@ async fn check_identity(args: &RecoverArgs, cache: &Spec, content: &Bytes, rt: &
         .await
         .at(Stage::Disk)
         .map_err(|failure| failure.with_place("file", &args.file))?;
+    if let Some(version) = found.other_version() {
+        let text = inspect::of_other_version(version);
+        return Err(refused(format!("{text}, file={}", args.file)));
+    }
     let found = found.log.map(|log| log.identity);
     if found == Some(wanted) || args.discard_dirty.is_some() {
         return Ok(());
