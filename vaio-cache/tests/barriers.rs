@@ -24,5 +24,23 @@ barrier_audit! {
             => "a close promises no durability; it leaves less to the next open's flush",
         "bypass.rs:flush_below < src/flush.rs:flush < src/filter.rs:lifecycle early"
             => "a close promises no durability; it leaves less to the next open's flush",
+        "bypass.rs:flush_below < src/bypass.rs:write_below"
+            => "it bounds what is kept in memory of writes that went past the log, and promises nothing",
+        "bypass.rs:write_below < src/write.rs:mutate"
+            => "zeroes and discards go past this subject's log only when the device failed; the modes that \
+                write through are subjects of the conformance suite",
+        "device.rs:read < src/lost.rs:headers_in error-ignored"
+            => "what lies behind the end is only looked at for damage: damage and a read error at once",
+        "device.rs:read < src/scan.rs:footer_of error-ignored"
+            => "a footer is a hint: zeroes are none, and the records are read one by one",
+        "device.rs:read < src/scan.rs:headers < src/scan.rs:headers_of error-ignored"
+            => "zeroes are no header: the records that were folded are not all there, an error as well",
+        "device.rs:read < src/read.rs:read_run < src/read.rs:append_run error-ignored"
+            => "zeroes do not verify: the backing is read",
+        "device.rs:write < src/write.rs:write_record"
+            => "a footer is a hint",
+        "device.rs:flush < src/recover.rs:open"
+            => "the framework flushes the device of a disk that was not closed in order; this one is for a \
+                log that a close left dirty",
     ]
 }
