@@ -210,13 +210,6 @@ const fn seen(
 
 const BARRIERS: &[Seen] = &[
     seen(
-        "write_back/recover.rs open, flush_before",
-        OpKind::Flush,
-        "backing",
-        "write_back/recover.rs:flush_before",
-        Mutant::Drop,
-    ),
-    seen(
         "write_back/mod.rs log_one -> make_durable",
         OpKind::Flush,
         "cache",
@@ -317,7 +310,7 @@ const BARRIERS: &[Seen] = &[
     ),
     // Not the flush after the last record, which nothing needs here: see `ordered` above.
     Seen {
-        before_line: 157,
+        before_line: 147,
         ..seen(
             "write_back/recover.rs replay, lower.flush and write_tail per record",
             OpKind::Flush,
@@ -406,7 +399,6 @@ const KILLERS: &[&str] = &[
     "recovery_crash::overwrites",
     "faults::backing_gone",
     "fsyncgate::beside",
-    "lifecycle::attach_unflushed",
 ];
 
 /// The sites of a twin's barriers, with these cases only.

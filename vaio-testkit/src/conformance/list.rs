@@ -19,7 +19,7 @@ macro_rules! __vaio_cases {
             fsyncgate { backing beside then_write }
             dirty { never_under_reported across_crashes flush_to clean_after_close write_through }
             snapshot { quiesced held }
-            lifecycle { close_and_open detach replace reopen_often shape attach_unflushed }
+            lifecycle { close_and_open detach replace reopen_often shape }
             cancel { write read flush any }
             bypass { transparent_when_allowed filter_fails }
             liveness { smallest_reserve everything_ends idle_ends stalls_below }

@@ -30,10 +30,7 @@ pub(super) fn why(subject: &Subject, name: &str) -> Option<String> {
         "faults" | "fsyncgate" if needs_beside && !has_beside => {
             Some("the filter needs no device beside its lower one".into())
         }
-        "faults" | "lifecycle"
-            if matches!(case, "attach_again" | "attach_unflushed")
-                && descriptor.rechain != Rechain::Live =>
-        {
+        "faults" if case == "attach_again" && descriptor.rechain != Rechain::Live => {
             Some("the filter may not leave a disk with data".into())
         }
         "zero_discard" if case.starts_with("discard") && refuses_discard => {

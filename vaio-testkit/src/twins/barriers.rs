@@ -102,12 +102,6 @@ const NEEDED: &[Barrier] = &[
     ),
     barrier(
         WRITE_BACK,
-        "write_back/recover.rs open, flush_before",
-        "flush of the backing where a disk with unflushed writes gets a cache",
-        "a flush of the guest flushes the cache device only, and a crash drops what went below before",
-    ),
-    barrier(
-        WRITE_BACK,
         "write_back/store.rs begin -> write_tail, flush",
         "the new epoch is durable before open returns",
         "records of the new epoch overwrite slots of the old log; under the old superblock the rest \

@@ -1,5 +1,4 @@
-//! A filter is attached again to a disk that went on without it: over writes that are not durable,
-//! and while IO below fails.
+//! A filter is attached again to a disk that went on without it, and IO below fails meanwhile.
 
 use vaio_core::{DirtyDisposition, Disk, OpKind};
 
@@ -16,34 +15,8 @@ const PASS_MAX: u64 = 4;
 pub(super) fn find(name: &str) -> Option<Script> {
     Some(match name {
         "faults::attach_again" => |subject, budget| seeds(subject, budget, 60, attach_again),
-        "lifecycle::attach_unflushed" => {
-            |subject, budget| seeds(subject, budget, 6, attach_unflushed)
-        }
         _ => return None,
     })
-}
-
-/// What the disk was told before the attach and not flushed, a flush after it covers: also of a
-/// filter that answers flushes by itself.
-fn attach_unflushed(bench: &Bench) -> Result<(), Broken> {
-    let host = bench.host("host");
-    let disk = bench.open(&host)?;
-    let name = bench.subject.name();
-    bench.run(bench.guest(&disk, 1).run(&[over(0)]))?;
-    bench.must("detach", disk.detach(name, DirtyDisposition::Flush))?;
-    bench.run(bench.guest(&disk, 2).run(&bench.workload(4)))?;
-    bench.run(bench.guest(&disk, 1).run(&[plain(0), plain(1)]))?;
-    bench.must("attach", disk.attach(bench.subject.spec().clone()))?;
-    bench.run(bench.guest(&disk, 1).run(&[plain(2), GuestOp::Flush]))?;
-    host.kill();
-    drop(disk);
-    bench.rig.lose_power(CrashPoint::nothing_kept);
-    bench.belief.oracle().crash();
-
-    let host = bench.host("again");
-    let disk = bench.open(&host)?;
-    bench.run(bench.guest(&disk, 1).read_all())?;
-    bench.must("close", disk.close())
 }
 
 const fn over(block: u64) -> GuestOp {
@@ -51,14 +24,6 @@ const fn over(block: u64) -> GuestOp {
         block,
         count: 1,
         fua: true,
-    }
-}
-
-const fn plain(block: u64) -> GuestOp {
-    GuestOp::Write {
-        block,
-        count: 1,
-        fua: false,
     }
 }
 

@@ -10,8 +10,6 @@
 //! * O4: a log epoch begins with the disk's ownership epoch, which the framework records after the
 //!   log's is durable. A log from before the last recorded ownership is an old copy: it holds
 //!   nothing that may be seen or written.
-//! * O5: a flush above is one of the cache device. So what the disk was told before an attach, and
-//!   has not flushed, is flushed here.
 //!
 //! The framework has flushed backing and cache device before an unclean open: what recovery reads
 //! is durable.
@@ -52,9 +50,6 @@ pub(super) async fn open(
     replica: Option<&Replica>,
     bug: Option<Bug>,
 ) -> Result<u64> {
-    if cx.reason() == OpenReason::Attach {
-        flush_before(cx).await?;
-    }
     let found = store.read_superblock().await?;
     let (mut epoch, mut tail) = match found {
         // What an earlier attachment left is of an older epoch from now on.
@@ -100,11 +95,6 @@ pub(super) async fn open(
     // O2.
     store.begin(epoch, tail).await?;
     Ok(tail)
-}
-
-/// O5.
-async fn flush_before(cx: &AttachContext) -> Result<()> {
-    cx.lower().flush().await
 }
 
 /// Whether the disk was closed with this very log empty. The mark names the epoch, and every open
