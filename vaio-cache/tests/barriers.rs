@@ -40,7 +40,8 @@ barrier_audit! {
         "device.rs:write < src/write.rs:write_record"
             => "a footer is a hint",
         "factory.rs:open"
-            => "tests/attach.rs holds it: the suite has no live attach over writes that were not flushed",
+            => "the framework flushes before an attach and an unclean open, a close before a replacement; \
+                this one does not ask who came before",
         "device.rs:flush < src/recover.rs:open"
             => "the framework flushes the device of a disk that was not closed in order; this one is for a \
                 log that a close left dirty",

@@ -1,7 +1,7 @@
 //! What the framework costs per IO: panic containment and the shipped statistics on, beside a raw
 //! dyn call of the same device in the same run. One thread, no real IO below.
 //!
-//! Where it goes, per layer that intercepts (`chain/hop.rs` says why): one box, made by
+//! Where it goes, per layer that intercepts and does its IO in `io` (`chain/hop.rs` says why): one box, made by
 //! `async_trait` for the filter's future (232 bytes here), which is allocated, filled by a copy and
 //! freed; four copies of the IO (72 bytes) down and four of the answer (40 bytes) up; no atomic
 //! read-modify-write, lock or clock. A filter that holds or changes data costs a second box and two
@@ -13,12 +13,14 @@
 //!
 //! * `raw_dyn_ns`: `dyn BlockDevice::submit` of a 4 KiB read, the device answers at once.
 //! * `bare_layer_ns`: a layer of nothing but one `async_trait` call that passes on, mean of 8: the
-//!   floor under `active_layer_ns` on the machine at hand.
+//!   floor under `async_layer_ns` on the machine at hand.
 //! * `port_qd1_ns`, `port_qd32_ns`: what a port adds to that, at depth 1 and 32.
 //! * `port_qd32_pending_ns`: the same over a device that is pending once, so that all 32 are in
 //!   flight and every one is woken (less the same device polled twice).
-//! * `active_layer_ns`: each filter that intercepts and passes on, mean of 8 over none: observers
-//!   (`Always`), the kind that most stacks have most of.
+//! * `active_layer_ns`: each filter that intercepts and passes on, mean of 8 over none, by its
+//!   hooks: the way for whoever lets an IO through unchanged and at once.
+//! * `async_layer_ns`: the same by `io`, a future for every IO: observers (`Always`) that wait for
+//!   something, or keep something of each IO.
 //! * `owned_layer_ns`: the same for filters that hold or change data (`Never`), whose IO outlives
 //!   a caller that lets go.
 //! * `transparent_layer_ns`: each filter that does not intercept, mean of 8.
@@ -54,8 +56,8 @@ use async_trait::async_trait;
 use criterion::{BenchmarkId, Criterion};
 use vaio_core::{
     AllocationMap, AttachContext, BlockDevice, BypassSafety, Class, Descriptor, DeviceInfo, Disk,
-    Extent, Filter, FilterFactory, FilterRegistry, FilterSpec, Io, Lifecycle, Next, NullDisk,
-    OpKind, Outcome, Policy, Port, Reply, Result,
+    Extent, Filter, FilterFactory, FilterRegistry, FilterSpec, Hooks, Io, Lifecycle, Next,
+    NullDisk, OpKind, Outcome, Passed, Policy, Port, Reply, Result, Verdict,
 };
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -88,14 +90,21 @@ static ALLOCATOR: Counting = Counting;
 
 const NAMES: [&str; 8] = ["n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8"];
 
-/// Passes everything on.
+/// Passes everything on, by hooks or by `io`.
 #[derive(Clone, Debug)]
-struct Noop(Descriptor);
+struct Noop(Descriptor, Kind);
 
 #[async_trait]
 impl Filter for Noop {
     async fn io(&self, io: Io, next: Next<'_>) -> Result<Reply> {
         next.submit(io).await
+    }
+
+    fn hooks(self: Arc<Self>) -> Option<Arc<dyn Hooks>> {
+        match self.1 {
+            Kind::Hooked => Some(self),
+            _ => None,
+        }
     }
 
     fn shape(&self, below: &DeviceInfo) -> Result<DeviceInfo> {
@@ -104,6 +113,17 @@ impl Filter for Noop {
 
     async fn lifecycle(&self, _event: Lifecycle<'_>) -> Result<Outcome> {
         Ok(Outcome::Done)
+    }
+}
+
+impl Hooks for Noop {
+    fn before(&self, io: &Io) -> Verdict {
+        black_box(io);
+        Verdict::Pass
+    }
+
+    fn after(&self, io: &Passed, answer: Option<&Result<Reply>>) {
+        black_box((io, answer));
     }
 }
 
@@ -174,8 +194,9 @@ fn bare(device: &Arc<dyn BlockDevice>, layers: usize) -> Arc<dyn BlockDevice> {
     (0..layers).fold(Arc::clone(device), |below, _| Arc::new(Bare(below)))
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
+    Hooked,
     Observing,
     Owning,
     Transparent,
@@ -187,14 +208,14 @@ async fn open(device: Arc<dyn BlockDevice>, layers: usize, kind: Kind) -> Disk {
     for name in &NAMES[..layers] {
         let descriptor = Descriptor::new(name, "1", Class::Inspect);
         let descriptor = match kind {
-            Kind::Observing => descriptor.intercept(&OpKind::ALL).accept_fua(),
+            Kind::Hooked | Kind::Observing => descriptor.intercept(&OpKind::ALL).accept_fua(),
             Kind::Owning => descriptor
                 .intercept(&OpKind::ALL)
                 .accept_fua()
                 .with_bypass(BypassSafety::Never),
             Kind::Transparent => descriptor.pass(&OpKind::ALL),
         };
-        registry = registry.with(Noop(descriptor));
+        registry = registry.with(Noop(descriptor, kind));
         policy = policy.with(FilterSpec::new(*name));
     }
     Disk::builder(device, support::TokioRt::new())
@@ -259,7 +280,8 @@ fn quick(runtime: &tokio::runtime::Runtime) {
     );
     println!("least bare_layer {:.1}", (nine - one) / 8.0);
     for (label, kind) in [
-        ("active", Kind::Observing),
+        ("active", Kind::Hooked),
+        ("async", Kind::Observing),
         ("owned", Kind::Owning),
         ("transparent", Kind::Transparent),
     ] {
@@ -347,7 +369,8 @@ fn main() {
     }
     let mut group = criterion.benchmark_group("stack");
     for (label, kind) in [
-        ("active", Kind::Observing),
+        ("active", Kind::Hooked),
+        ("async", Kind::Observing),
         ("owned", Kind::Owning),
         ("transparent", Kind::Transparent),
     ] {
@@ -390,6 +413,10 @@ fn main() {
         (median("active_8") - median("active_0")) / 8.0,
     );
     figure(
+        "async_layer_ns",
+        (median("async_8") - median("async_0")) / 8.0,
+    );
+    figure(
         "owned_layer_ns",
         (median("owned_8") - median("owned_0")) / 8.0,
     );
@@ -400,8 +427,10 @@ fn main() {
 
     for (label, layers, kind) in [
         ("port", 0, Kind::Observing),
-        ("one_active", 1, Kind::Observing),
-        ("eight_active", 8, Kind::Observing),
+        ("one_active", 1, Kind::Hooked),
+        ("eight_active", 8, Kind::Hooked),
+        ("one_async", 1, Kind::Observing),
+        ("eight_async", 8, Kind::Observing),
         ("eight_owned", 8, Kind::Owning),
     ] {
         let disk = runtime.block_on(open(Arc::clone(&null), layers, kind));

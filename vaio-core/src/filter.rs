@@ -5,14 +5,15 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    AttachContext, Descriptor, DeviceInfo, DirtySource, FilterState, Io, Lifecycle, Next, Outcome,
-    Reply, Result,
+    AttachContext, Descriptor, DeviceInfo, DirtySource, FilterState, Hooks, Io, Lifecycle, Next,
+    Outcome, Reply, Result,
 };
 
 /// Code in the IO path of one disk.
 ///
 /// # Contract
-/// `io` gets every IO of the operations that the [`Descriptor`] intercepts. Four verdicts:
+/// `io` gets every IO of the operations that the [`Descriptor`] intercepts, but for those that
+/// its [`hooks`](Self::hooks) pass. Four verdicts:
 /// **pass** (`next.submit(io).await`), **complete** (`Ok` without `next`), **fail** (`Err`),
 /// **defer** (await something first). What comes after `next...await` is the completion hook.
 ///
@@ -51,6 +52,13 @@ pub trait Filter: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// In `Prepare`: the verb is refused, and those that prepared hear `Abort` in reverse order.
     async fn lifecycle(&self, event: Lifecycle<'_>) -> Result<Outcome>;
+
+    /// The quick way around [`io`](Self::io) for IO that need not wait; asked once, after `open`.
+    /// `None` (the default): every IO goes through `io`. An observer that is its own hooks returns
+    /// `Some(self)`. A panic here fails the open, like one in `open`.
+    fn hooks(self: Arc<Self>) -> Option<Arc<dyn Hooks>> {
+        None
+    }
 
     /// What the filter is like now. Cheap, from any thread, must not wait.
     fn state(&self) -> FilterState {

@@ -135,7 +135,9 @@ pub enum Outcome {
 )]
 #[non_exhaustive]
 pub enum OpenReason {
-    /// First time on this disk: there is no state of its own.
+    /// First time on this disk: there is no state of its own. On a disk that runs, what was
+    /// acknowledged before is durable below a filter that holds or changes data
+    /// ([`Content`](crate::Content)): its flush need not cover it.
     Attach,
     /// The disk was closed in order.
     Clean,

@@ -43,7 +43,8 @@ pub(crate) enum Fate {
 pub(crate) struct Slot {
     /// Tick of the start plus one; 0: free.
     started: AtomicU32,
-    /// Deepest layer entered and not left, plus one; 0: the port.
+    /// Deepest layer entered and not left, plus one; 0: the port. Of an emulated IO the layer
+    /// where that is done: see [`deepest`](Self::deepest).
     pub(crate) at: AtomicU8,
     kind: AtomicU8,
     reached: AtomicU8,
@@ -66,6 +67,8 @@ pub(crate) struct Slot {
     /// When each layer was entered last, of a sampled IO. Parts of one IO that are in one layer
     /// at the same time share it, so theirs is a little short.
     pub(crate) entered: [AtomicU64; LAYERS_MAX + 1],
+    /// Slots of the parts that stand for its IO, where that is emulated.
+    parts: Mutex<Vec<Weak<Self>>>,
     pub(crate) error: Mutex<Option<Error>>,
     /// Whoever polls the IO, where a port does not.
     pub(crate) waker: Mutex<Option<Waker>>,
@@ -103,6 +106,24 @@ impl Slot {
 
     pub(crate) fn kind(&self) -> OpKind {
         OpKind::from_index(self.kind.load(Relaxed)).unwrap_or(OpKind::Read)
+    }
+
+    /// A slot for a part that stands for this one's IO.
+    pub(crate) fn new_part(&self) -> Arc<Self> {
+        let part = Arc::<Self>::default();
+        let mut parts = lock(&self.parts);
+        parts.retain(|part| part.strong_count() > 0);
+        parts.push(Arc::downgrade(&part));
+        part
+    }
+
+    /// Deepest layer that has the IO, or a part of it, plus one; 0: the port.
+    pub(crate) fn deepest(&self) -> u8 {
+        let parts = lock(&self.parts);
+        let parts = parts.iter().filter_map(Weak::upgrade);
+        parts
+            .map(|part| part.deepest())
+            .fold(self.at.load(Relaxed), u8::max)
     }
 
     /// Whether its IO is a `kind` of `extent`.

@@ -751,6 +751,48 @@ async fn hanging_observer_is_reported_and_bypassed_after_three_seconds() {
     }
 }
 
+/// Found by reading: an IO that is emulated at an observer was said to be there, though its parts
+/// were long below. So the observer was taken out for what the device did, and the guest was never
+/// told.
+#[tokio::test(start_paused = true)]
+async fn device_that_hangs_below_an_observer_where_io_is_emulated_is_the_one_named() {
+    let device = TestDevice::native();
+    device.slow(secs(60), |op| op.kind() == OpKind::Write);
+    // Does not take fua, so that the framework writes and flushes there.
+    let descriptor = Descriptor::new("observer", "1", Class::Inspect).intercept(&OpKind::ALL);
+    let disk = open(Arc::clone(&device), vec![passing(descriptor)]).await;
+    let start = tokio::time::Instant::now();
+    let write = write_of(0, 5, 512).with_fua();
+    let error = within(30, disk.submit(write)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!((secs(20)..secs(22)).contains(&start.elapsed()));
+    assert_eq!(disk.state().layers[0].health, Health::Active);
+    for kind in [EventKind::IoStalled, EventKind::IoExpired] {
+        let events = events_of(&disk, kind);
+        assert_eq!(events.len(), 1, "{kind:?}");
+        assert_eq!(events[0].filter.as_deref(), Some("device"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn observer_that_hangs_on_a_part_of_an_emulated_io_is_bypassed() {
+    let descriptor = Descriptor::new("hang", "1", Class::Inspect).intercept(&OpKind::ALL);
+    let hang = custom(descriptor, |io, next| {
+        Box::pin(async move {
+            if io.op.kind() != OpKind::Write {
+                return next.submit(io).await;
+            }
+            futures::future::pending().await
+        })
+    });
+    let device = TestDevice::native();
+    let disk = open(Arc::clone(&device), vec![hang]).await;
+    let write = write_of(0, 5, 512).with_fua();
+    within(5, disk.submit(write)).await.unwrap();
+    assert_eq!(disk.state().layers[0].health, Health::Bypassed);
+    assert_eq!(device.content(0, 512), vec![5; 512]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn hanging_qos_filter_has_as_long_as_the_guest() {
     let disk = open(

@@ -711,6 +711,82 @@ async fn unclean_open_flushes_every_lower_device_before_its_first_reply() {
     );
 }
 
+/// Found by the barrier audit of vaio-cache: its own flush at an attach was needed, and any filter
+/// that answers flushes from what it holds would need one.
+#[tokio::test(start_paused = true)]
+async fn what_was_told_before_is_durable_below_a_filter_that_joins_and_holds_data() {
+    // Whether a flush came after the last write, when the filter opens.
+    async fn flushed_at_open(content: Content, replaced: bool) -> bool {
+        let device = TestDevice::volatile();
+        let seen = Arc::new(Mutex::new(None));
+        let (looked, at) = (Arc::clone(&seen), Arc::clone(&device));
+        let descriptor = |name| {
+            every_op(name, Class::Cache)
+                .with_bypass(BypassSafety::Never)
+                .with_content(content)
+        };
+        let new = passing(descriptor("new")).on_open(move |cx| {
+            let is_flushed = at.started().last() == Some(&Op::Flush);
+            *looked.lock().unwrap() = Some((cx.reason(), is_flushed));
+            Ok(())
+        });
+        let registry = FilterRegistry::default()
+            .with(passing(descriptor("old")))
+            .with(new);
+        let policy = if replaced {
+            Policy::empty().with(FilterSpec::new("old"))
+        } else {
+            Policy::empty()
+        };
+        let disk = Disk::builder(Arc::<TestDevice>::clone(&device), TokioRt::new())
+            .policy(policy, registry)
+            .open()
+            .await
+            .unwrap();
+        disk.submit(write_of(0, 1, 512)).await.unwrap();
+        if replaced {
+            disk.replace("old", FilterSpec::new("new")).await.unwrap();
+        } else {
+            disk.attach(FilterSpec::new("new")).await.unwrap();
+        }
+        let (reason, is_flushed) = seen.lock().unwrap().take().unwrap();
+        assert_eq!(reason, OpenReason::Attach);
+        is_flushed
+    }
+    for replaced in [false, true] {
+        assert!(flushed_at_open(Content::Held, replaced).await);
+    }
+    assert!(!flushed_at_open(Content::Unchanged, false).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attach_over_a_device_that_cannot_flush_fails_and_the_disk_goes_on() {
+    let device = TestDevice::volatile();
+    let holds = passing(
+        every_op("holds", Class::Cache)
+            .with_bypass(BypassSafety::Never)
+            .with_content(Content::Held),
+    );
+    let (policy, registry) = (Policy::empty(), FilterRegistry::default().with(holds));
+    let disk = Disk::builder(Arc::<TestDevice>::clone(&device), TokioRt::new())
+        .policy(policy, registry)
+        .open()
+        .await
+        .unwrap();
+    device.hook(|io| {
+        let result = if io.op == Op::Flush {
+            Err(Error::new(ErrorKind::Io, "no flush"))
+        } else {
+            Ok(())
+        };
+        Box::pin(async move { result })
+    });
+    let error = disk.attach(FilterSpec::new("holds")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(disk.state().layers.is_empty());
+    disk.submit(write_of(0, 1, 512)).await.unwrap();
+}
+
 /// A quiesced disk is held for a snapshot below it, and nothing may write there. A verb that
 /// flushed and swapped went on meanwhile, and `release` still said that it held.
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 use async_trait::async_trait;
 use vaio_core::{
     AllocationMap, AttachContext, BlockDeviceExt, Descriptor, DeviceInfo, DirtySource, Filter,
-    FilterFactory, FilterState, Io, Lifecycle, Next, Outcome, Reply, Result, Rt,
+    FilterFactory, FilterState, Hooks, Io, Lifecycle, Next, Outcome, Reply, Result, Rt,
 };
 use vaio_testkit::{
     conformance::lab_of,
@@ -238,6 +238,11 @@ impl Filter for EditedFilter {
         })
         .await;
         self.filter.io(io, next).await
+    }
+
+    /// None: the edit is in `io`.
+    fn hooks(self: Arc<Self>) -> Option<Arc<dyn Hooks>> {
+        None
     }
 
     fn shape(&self, below: &DeviceInfo) -> Result<DeviceInfo> {

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use vaio_core::{
     AllocationMap, AttachContext, Class, Descriptor, DeviceInfo, Error, Filter, FilterFactory,
-    FilterState, Io, Lifecycle, Next, Op, OpKind, Outcome, Reply, Result, Rt,
+    FilterState, Hooks, Io, Lifecycle, Next, Op, OpKind, Outcome, Reply, Result, Rt, Verdict,
 };
 
 use sketch::Sketch;
@@ -83,6 +83,10 @@ impl Filter for DedupeStats {
         }
     }
 
+    fn hooks(self: Arc<Self>) -> Option<Arc<dyn Hooks>> {
+        Some(self)
+    }
+
     fn shape(&self, below: &DeviceInfo) -> Result<DeviceInfo> {
         Ok(*below)
     }
@@ -113,6 +117,19 @@ impl Filter for DedupeStats {
 
     fn allocation(&self, below: AllocationMap) -> AllocationMap {
         below
+    }
+}
+
+/// It never waits, so no write needs a future of its own here.
+impl Hooks for DedupeStats {
+    fn before(&self, io: &Io) -> Verdict {
+        match &io.op {
+            Op::Write { offset, data, .. } => {
+                self.look(*offset, data);
+                Verdict::Pass
+            }
+            _ => Verdict::Call,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     IoCx, Next, Path, Rule, Submit,
     table::{FuaRule, TRANSFER_MAX},
 };
-use crate::{Error, ErrorKind, Extent, Io, Op, OpKind, Reply, Result, slot::Slot, zeroes};
+use crate::{Error, ErrorKind, Extent, Io, Op, OpKind, Reply, Result, zeroes};
 
 /// Pieces of one large IO in flight together.
 const PIECES_MAX: usize = 8;
@@ -202,7 +202,7 @@ async fn part(
     rule: Rule,
     site: &'static Location<'static>,
 ) -> Result<Reply> {
-    let slot = Arc::<Slot>::default();
+    let slot = whole.slot.new_part();
     let is_sampled = whole.slot.is_sampled.load(Relaxed);
     slot.start(io.id, io.op.kind(), io.op.extent(), 0, is_sampled);
     let cx = IoCx {

@@ -33,6 +33,7 @@ impl<'a> Submit<'a> {
         context: &mut Context<'_>,
     ) -> Poll<Answer> {
         let poll = future.as_mut().poll(context);
+        self.chain().core.polling.store(self.way.caller(), Relaxed);
         if poll.is_ready() {
             self.stage = Stage::Ended;
         } else {
@@ -46,6 +47,7 @@ impl<'a> Submit<'a> {
     pub(super) fn poll_detour(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         let future = self.borrowed.as_mut().expect("a detour has its future");
         let poll = future.as_mut().poll(context);
+        self.chain().core.polling.store(self.way.caller(), Relaxed);
         if poll.is_ready() {
             self.borrowed = None;
             self.stage = Stage::Ended;
@@ -73,13 +75,18 @@ impl<'a> Submit<'a> {
     /// runs to its end as a whole, and what an observer is rescued with is the answer of the
     /// whole.
     #[cold]
-    pub(super) fn emulate(&mut self, rule: Rule, context: &mut Context<'_>) -> Poll<Answer> {
+    pub(super) fn emulate(
+        &mut self,
+        caller: u8,
+        rule: Rule,
+        context: &mut Context<'_>,
+    ) -> Poll<Answer> {
         self.cx.slot.at.store(rule.to + 1, Relaxed);
         let io = self.take_io();
-        let (cx, caller, site) = (self.cx.clone(), self.way.caller(), self.site);
+        let (cx, site) = (self.cx.clone(), self.site);
         let mut run: BoxFuture<'static, Answer> =
             Box::pin(emulate::run(cx, caller, io, rule, site));
-        if self.way.is(Path::Root) {
+        if self.way.is(Path::Root) && !self.way.is_hooked() {
             return self.detour(run, context);
         }
         self.stage = Stage::Emulated;
@@ -107,10 +114,10 @@ impl<'a> Submit<'a> {
 
     /// The filter sent down what it must not.
     #[cold]
-    pub(super) fn forbidden(&mut self, what: &str) -> Poll<Answer> {
+    pub(super) fn forbidden(&mut self, caller: u8, what: &str) -> Poll<Answer> {
         let chain = self.chain();
         let text = format!("the filter sent down {what}, at={}", self.site);
-        let caller = self.way.caller().saturating_sub(1);
+        let caller = caller.saturating_sub(1);
         if let Some(layer) = chain.layers.get(usize::from(caller)) {
             layer.rebuke(&chain.core, &text);
         }
@@ -281,7 +288,7 @@ impl<'a> Submit<'a> {
                 future,
                 kind: self.kind,
                 extent: self.extent(),
-                level: caller,
+                level: self.last_caller(),
                 dropped_by,
                 slot: Arc::clone(&cx.slot),
                 ends_slot: false,
@@ -296,6 +303,7 @@ impl<'a> Submit<'a> {
                 cx.slot.clear_dropper();
             }
         }
+        self.let_hooks_go();
     }
 }
 
@@ -314,7 +322,7 @@ fn is_own(layer: &Layer, error: &Error) -> bool {
         && error.filter() == Some(&layer.name)
 }
 
-fn layer_fault(layer: &Layer, kind: OpKind, extent: Extent) -> Error {
+pub(super) fn layer_fault(layer: &Layer, kind: OpKind, extent: Extent) -> Error {
     let fault = layer.health.fault().unwrap_or_default();
     Error::new(
         ErrorKind::FilterFault,

@@ -3,7 +3,8 @@
 //! [`fault`](super::fault).
 //!
 //! This is the hottest code of the crate. The straight way (target fit, IO within limits, answer
-//! at the first poll) is `poll_new` -> `poll_filter`/`poll_device` -> `polled`. What it costs per
+//! at the first poll) is `poll_new` ([`enter`](super::enter)) -> `poll_filter`/`poll_device` ->
+//! `polled`. What it costs per
 //! layer, beside the filter's own box that `async_trait` makes:
 //!
 //! * Allocations: none into an observer, and none where the IO enters the chain. One into a filter
@@ -33,9 +34,8 @@ use std::{
 };
 
 use super::{
-    Chain, IoCx, Layer, Level, Next, Path,
+    Chain, IoCx, Layer, Next, Path,
     answer::{Answer, Came, Caught, Place, ask, take},
-    emulate,
     next::Way,
 };
 use crate::{
@@ -50,7 +50,7 @@ pub struct Submit<'a> {
     pub(super) cx: &'a IoCx,
     pub(super) site: &'static Location<'static>,
     /// The IO, where `has_io`; else a read of its extent, as a note of that.
-    io: Io,
+    pub(super) io: Io,
     /// Part of the caller's future: a target's, or a detour's (see `stage`).
     pub(super) borrowed: Option<BoxFuture<'a, Answer>>,
     /// The target's, outlives the caller.
@@ -143,7 +143,7 @@ impl<'a> Submit<'a> {
     pub(super) fn next_at(&self, level: u8) -> Next<'a> {
         Next {
             cx: self.cx,
-            way: self.way.at(level),
+            way: self.way.at(level, self.last_caller()),
         }
     }
 
@@ -166,7 +166,8 @@ impl<'a> Submit<'a> {
     pub(super) fn take_io(&mut self) -> Io {
         debug_assert!(self.has_io);
         self.has_io = false;
-        let note = Io::read(self.extent());
+        let extent = self.extent();
+        let note = self.io.with_op(Op::Read { extent });
         std::mem::replace(&mut self.io, note)
     }
 
@@ -187,79 +188,15 @@ impl<'a> Submit<'a> {
         std::mem::replace(&mut self.io, same)
     }
 
-    /// Finds the target and enters it, or takes a detour, or ends at once. Not inlined: every filter
-    /// shares it, and the answer is moved as a whole.
-    #[inline(never)]
-    fn poll_new(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
-        let chain = self.chain();
-        let (kind, extent, has_flags) = match &self.io.op {
-            Op::Read { extent } => (OpKind::Read, Some(*extent), false),
-            Op::Write { offset, data, fua } => {
-                let extent = Extent::checked(*offset, data.len() as u64);
-                (OpKind::Write, extent, *fua)
-            }
-            op => (op.kind(), Some(op.extent()), true),
-        };
-        self.kind = kind;
-        let Some(extent) = extent else {
-            self.io = Io::read(Extent::default());
-            return self.forbidden("a write that overflows");
-        };
-        let level = &chain.levels[usize::from(self.way.level())];
-        let rule = &level.rules[kind as usize];
-        let is_plain = !has_flags && rule.takes_plain(extent);
-        if !is_plain && let Some(what) = self.breach(level, extent) {
-            return self.forbidden(what);
-        }
-        let fence = &chain.core.fence;
-        if !fence.is_empty()
-            && self.stage == Stage::New
-            && fence.blocks(extent, kind.is_mutation(), self.way.caller())
-        {
-            return self.wait_for_fence(context);
-        }
-        self.to = rule.to;
-        if !is_plain && emulate::is_needed(&self.io.op, extent, rule) {
-            return self.emulate(*rule, context);
-        }
-        let slot = &self.cx.slot;
-        slot.at.store(rule.to + 1, Relaxed);
-        if slot.is_sampled.load(Relaxed) {
-            self.start_time();
-        }
-        match chain.layers.get(usize::from(rule.to)) {
-            Some(layer) => self.poll_filter(layer, kind, context),
-            None => self.poll_device(context),
-        }
-    }
-
-    /// What is wrong with what the filter sent down, if anything. The port checks for itself.
-    #[inline(never)]
-    fn breach(&self, level: &Level, extent: Extent) -> Option<&'static str> {
-        let caller = self.way.caller();
-        if caller == 0 {
-            return None;
-        }
-        if level.rules[self.kind as usize].is_forbidden && self.way.level() == caller {
-            return Some("an operation that its descriptor refuses");
-        }
-        level.misfit(self.kind, extent)
-    }
-
     /// Enters a filter and polls it once.
     #[inline]
-    fn poll_filter(
+    pub(super) fn poll_filter(
         &mut self,
         layer: &'a Layer,
         kind: OpKind,
         context: &mut Context<'_>,
     ) -> Poll<Answer> {
-        if !layer.health.is_active() {
-            return self.pass_unfit(layer, context);
-        }
         let (cx, way, below) = (self.cx, self.way, self.to + 1);
-        layer.counters.ios.add(kind);
-        cx.chain.core.polling.store(below, Relaxed);
         if layer.is_never && !way.is(Path::Root) {
             return self.poll_owned_filter(context);
         }
@@ -310,7 +247,7 @@ impl<'a> Submit<'a> {
 
     /// Enters the device and polls it once.
     #[inline(never)]
-    fn poll_device(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+    pub(super) fn poll_device(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         let chain = self.chain();
         if chain.core.is_fenced_off() {
             return self.not_ours();
@@ -375,6 +312,21 @@ impl<'a> Submit<'a> {
         }
     }
 
+    /// Polls what was pending.
+    #[inline(never)]
+    fn poll_on(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+        let mut poll = match self.stage {
+            Stage::Detour => self.poll_detour(context),
+            _ => self.poll_target(context),
+        };
+        if self.way.is_hooked()
+            && let Poll::Ready(answer) = &mut poll
+        {
+            self.after(answer);
+        }
+        poll
+    }
+
     /// Polls the target again.
     fn poll_target(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         self.chain().core.polling.store(self.to + 1, Relaxed);
@@ -421,7 +373,7 @@ impl<'a> Submit<'a> {
         let slot = &self.cx.slot;
         slot.at.store(self.way.caller(), Relaxed);
         if slot.is_sampled.load(Relaxed) {
-            self.record_time();
+            self.record_time(self.to, self.last_caller(), self.stage != Stage::Emulated);
         }
     }
 
@@ -431,17 +383,21 @@ impl<'a> Submit<'a> {
         self.cx.slot.entered[usize::from(self.to)].store(now, Relaxed);
     }
 
+    /// Times a layer that is being left. `is_answer`: for its own statistics too.
     #[cold]
-    fn record_time(&self) {
+    pub(super) fn record_time(&self, target: u8, caller: u8, is_answer: bool) {
         let (slot, chain) = (&self.cx.slot, self.chain());
-        let since = slot.entered[usize::from(self.to)].load(Relaxed);
+        let since = slot.entered[usize::from(target)].load(Relaxed);
         let total = chain.core.rt.now().since(Instant::from_nanos(since));
-        let below = slot.below[usize::from(self.to)].swap(0, Relaxed);
-        if self.stage != Stage::Emulated {
-            self.counters()
-                .record_time(total, std::time::Duration::from_nanos(below));
+        let below = slot.below[usize::from(target)].swap(0, Relaxed);
+        if is_answer {
+            let counters = match chain.layers.get(usize::from(target)) {
+                Some(layer) => &layer.counters,
+                None => &chain.device_counters,
+            };
+            counters.record_time(total, std::time::Duration::from_nanos(below));
         }
-        if let Some(caller) = self.way.caller().checked_sub(1) {
+        if let Some(caller) = caller.checked_sub(1) {
             slot.below[usize::from(caller)].fetch_add(crate::stats::nanos(total), Relaxed);
         }
     }
@@ -454,8 +410,9 @@ impl Future for Submit<'_> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
         match self.stage {
             Stage::New | Stage::PastFence => self.poll_new(context),
-            Stage::Borrowed | Stage::Owned | Stage::Emulated => self.poll_target(context),
-            Stage::Detour => self.poll_detour(context),
+            Stage::Borrowed | Stage::Owned | Stage::Emulated | Stage::Detour => {
+                self.poll_on(context)
+            }
             Stage::Ended => panic!("an IO was polled after it ended"),
         }
     }

@@ -7,7 +7,9 @@
 
 mod answer;
 mod emulate;
+mod enter;
 mod fault;
+mod hooked;
 mod hop;
 mod next;
 mod table;
@@ -27,7 +29,7 @@ use std::{
 
 use crate::{
     AllocationMap, BlockDevice, BypassSafety, Descriptor, DeviceInfo, Error, Extent, Filter,
-    Health, LayerState, Result,
+    Health, Hooks, LayerState, Result,
     core::Core,
     event::{EventKind, Notice, Severity},
     stats::LayerCounters,
@@ -45,6 +47,7 @@ pub(crate) struct Layer {
     /// Whether it is never safe to bypass: its IO outlives a caller that lets go.
     pub(crate) is_never: bool,
     pub(crate) filter: Arc<dyn Filter>,
+    pub(crate) hooks: Option<Arc<dyn Hooks>>,
     pub(crate) health: Arc<LayerHealth>,
     pub(crate) counters: Arc<LayerCounters>,
 }

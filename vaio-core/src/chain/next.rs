@@ -69,9 +69,21 @@ impl Way {
         self.0.to_le_bytes()[2] == path as u8
     }
 
-    /// The same, to be looked up at another level.
-    pub(crate) const fn at(self, level: u8) -> Self {
-        let [_, caller, path, _] = self.0.to_le_bytes();
+    /// The same, with layers that were passed by their [`Hooks`](crate::Hooks) on the way.
+    #[inline]
+    pub(crate) const fn hooked(self) -> Self {
+        let [level, caller, path, _] = self.0.to_le_bytes();
+        Self(u32::from_le_bytes([level, caller, path, 1]))
+    }
+
+    #[inline]
+    pub(crate) const fn is_hooked(self) -> bool {
+        self.0.to_le_bytes()[3] != 0
+    }
+
+    /// The same from the start, to be looked up at `level` for `caller`.
+    pub(crate) const fn at(self, level: u8, caller: u8) -> Self {
+        let [_, _, path, _] = self.0.to_le_bytes();
         Self(u32::from_le_bytes([level, caller, path, 0]))
     }
 }

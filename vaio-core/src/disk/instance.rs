@@ -184,8 +184,10 @@ impl DiskInner {
         lock(&self.places).insert(how.instance, (Arc::clone(&below), 0));
         let cx = self.context(control, resolved, settings, &below, how);
         let factory = Arc::clone(&resolved.factory);
-        let filter = bounded(&self.core, "open", OPEN_LIMIT, async move {
-            factory.open(cx).await
+        let (filter, hooks) = bounded(&self.core, "open", OPEN_LIMIT, async move {
+            let filter = factory.open(cx).await?;
+            let hooks = Arc::clone(&filter).hooks();
+            Ok((filter, hooks))
         })
         .await?;
         Ok(Arc::new(Layer {
@@ -193,6 +195,7 @@ impl DiskInner {
             is_never: resolved.descriptor.bypass == crate::BypassSafety::Never,
             descriptor: resolved.descriptor.clone(),
             filter,
+            hooks,
             health: Arc::<LayerHealth>::default(),
             counters: Arc::<LayerCounters>::default(),
         }))

@@ -113,12 +113,20 @@ impl DiskInner {
         let is_recorded_first = resolved.descriptor.content != Content::Unchanged;
         let before = *self.chain().0.info(0);
 
+        if is_recorded_first {
+            // Leaves less to the one below, for which the guest waits.
+            self.flush_chain().await?;
+        }
         let closed = self.close_gate();
         self.drain(0).await?;
         // Again, now that nothing moves: a write may have come since the first look.
         self.check_rechain(control, resolved.descriptor.rechain)
             .await
             .map_err(|error| error.with_filter(Arc::clone(&name)))?;
+        if is_recorded_first {
+            // A flush from now on may be answered by the filter, from what it holds.
+            self.flush_chain().await?;
+        }
         let opened = self
             .open_layer(control, resolved, settings, at, OpenReason::Attach)
             .await?;
@@ -286,6 +294,9 @@ impl DiskInner {
         if is_other {
             self.settle_dirty(&control.attached[at].layer, DirtyDisposition::Flush)
                 .await?;
+            if resolved.descriptor.content != Content::Unchanged {
+                self.flush_chain().await?;
+            }
         }
         self.try_without(control, at)?;
         let result = self.swap_instance(control, at, resolved, settings).await;

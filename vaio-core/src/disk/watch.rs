@@ -77,7 +77,7 @@ fn look(core: &Core, chain: &Chain, slot: &Arc<Slot>) {
     if age < core.settings.stall_report_after {
         return;
     }
-    let at = slot.at.load(Relaxed).checked_sub(1);
+    let at = slot.deepest().checked_sub(1);
     let (layer, name) = if slot.is_part.load(Relaxed) {
         (None, Arc::from("below"))
     } else {

@@ -87,6 +87,7 @@ pub struct Custom {
     pub dirty_bytes: Arc<AtomicU64>,
     pub calls: Arc<Mutex<Vec<String>>>,
     pub shape: fn(&DeviceInfo) -> Result<DeviceInfo>,
+    pub hooks: Option<Arc<dyn Hooks>>,
 }
 
 impl std::fmt::Debug for Custom {
@@ -120,6 +121,7 @@ pub fn custom(
         dirty_bytes: Arc::default(),
         calls: Arc::default(),
         shape: |below| Ok(*below),
+        hooks: None,
     }
 }
 
@@ -145,6 +147,10 @@ impl Custom {
 impl Filter for Custom {
     async fn io(&self, io: Io, next: Next<'_>) -> Result<Reply> {
         (self.io)(io, next).await
+    }
+
+    fn hooks(self: Arc<Self>) -> Option<Arc<dyn Hooks>> {
+        self.hooks.clone()
     }
 
     fn shape(&self, below: &DeviceInfo) -> Result<DeviceInfo> {

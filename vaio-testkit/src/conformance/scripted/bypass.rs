@@ -1,6 +1,6 @@
 //! A filter that is made to fail, and is then left out or not, as it declares.
 //!
-//! The failure is a panic in `io`, which the framework contains. Whether it goes on without the
+//! The failure is a panic in `io` or its hooks, which the framework contains. Whether it goes on without the
 //! filter is what the filter declares and what its `state` says at that moment, nothing else: so
 //! this is where a filter is found that holds data and says that it is clean.
 
@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use vaio_core::{
     AllocationMap, AttachContext, Descriptor, DeviceInfo, DirtySource, Disk, Filter, FilterFactory,
-    FilterState, Health, Io, Lifecycle, Next, Outcome, Reply, Result,
+    FilterState, Health, Hooks, Io, Lifecycle, Next, Outcome, Passed, Reply, Result, Verdict,
 };
 
 use super::{Bench, Broken, Script, seeds};
@@ -54,6 +54,19 @@ struct Armed {
     fuse: Fuse,
 }
 
+#[derive(Debug)]
+struct ArmedHooks {
+    hooks: Arc<dyn Hooks>,
+    fuse: Fuse,
+}
+
+fn burn(fuse: &Fuse) {
+    if fuse.load(Relaxed) {
+        // Not `panic!`: that would also print.
+        resume_unwind(Box::new("the testkit makes the filter fail"));
+    }
+}
+
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl FilterFactory for ArmedFactory {
@@ -76,11 +89,14 @@ impl FilterFactory for ArmedFactory {
 #[deny(clippy::missing_trait_methods)]
 impl Filter for Armed {
     async fn io(&self, io: Io, next: Next<'_>) -> Result<Reply> {
-        if self.fuse.load(Relaxed) {
-            // Not `panic!`: that would also print.
-            resume_unwind(Box::new("the testkit makes the filter fail"));
-        }
+        burn(&self.fuse);
         self.filter.io(io, next).await
+    }
+
+    fn hooks(self: Arc<Self>) -> Option<Arc<dyn Hooks>> {
+        let hooks = Arc::clone(&self.filter).hooks()?;
+        let fuse = Arc::clone(&self.fuse);
+        Some(Arc::new(ArmedHooks { hooks, fuse }))
     }
 
     fn shape(&self, below: &DeviceInfo) -> Result<DeviceInfo> {
@@ -101,6 +117,18 @@ impl Filter for Armed {
 
     fn allocation(&self, below: AllocationMap) -> AllocationMap {
         self.filter.allocation(below)
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl Hooks for ArmedHooks {
+    fn before(&self, io: &Io) -> Verdict {
+        burn(&self.fuse);
+        self.hooks.before(io)
+    }
+
+    fn after(&self, io: &Passed, answer: Option<&Result<Reply>>) {
+        self.hooks.after(io, answer);
     }
 }
 
