@@ -8,9 +8,15 @@ use vaio_core::*;
 
 #[tokio::test]
 async fn eight_noops_read_back_and_keep_every_capability() {
+    for by in ["hooks", "io"] {
+        eight_noops(by).await;
+    }
+}
+
+async fn eight_noops(by: &str) {
     let bare = open_ram(&[]).await.info();
     let names: Vec<_> = (1..=8)
-        .map(|n| FilterSpec::new(format!("noop{n}")))
+        .map(|n| FilterSpec::new(format!("noop{n}")).with("by", by))
         .collect();
     let disk = open_ram(&names).await;
     assert_eq!(disk.info(), bare);

@@ -8,7 +8,7 @@ use vaio_core::{DirtyDisposition, FilterSpec};
 use vaio_testkit::{
     GuestOp, Oracle, OracleSettings, Scale, Schedule, Sim, Subject, Tape,
     disk::{CrashPoint, Fill},
-    explore::{Belief, Guest, OnError, Rig},
+    explore::{Belief, Guest, Rig},
 };
 
 const fn write(block: u64) -> GuestOp {
@@ -30,14 +30,7 @@ fn flush_covers_what_the_disk_was_told_before_the_cache_came() {
     let first = sim.host("first");
     let ran = sim.run(async {
         let disk = rig.open(&first).await.expect("opens over empty media");
-        let guest = Guest {
-            sim: &sim,
-            disk: &disk,
-            belief: &belief,
-            depth: 1,
-            on_error: OnError::Broken,
-            when_quiet: None,
-        };
+        let guest = Guest::new(&sim, &disk, &belief);
         let detached = disk.detach(subject.name(), DirtyDisposition::Flush).await;
         detached.expect("nothing is dirty");
         guest.run(&[write(0), write(1)]).await.expect("is kept");
@@ -54,14 +47,7 @@ fn flush_covers_what_the_disk_was_told_before_the_cache_came() {
     let second = sim.host("second");
     let ran = sim.run(async {
         let disk = rig.open(&second).await.expect("opens again");
-        let guest = Guest {
-            sim: &sim,
-            disk: &disk,
-            belief: &belief,
-            depth: 1,
-            on_error: OnError::Broken,
-            when_quiet: None,
-        };
+        let guest = Guest::new(&sim, &disk, &belief);
         guest.read_all().await
     });
     assert_eq!(ran.expect("it ends"), Ok(()));

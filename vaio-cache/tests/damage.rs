@@ -59,14 +59,7 @@ fn leave_after(ops: &[GuestOp]) -> Left {
     let host = sim.host("first");
     let ran = sim.run(async {
         let disk = rig.open(&host).await.expect("opens over empty media");
-        let guest = Guest {
-            sim: &sim,
-            disk: &disk,
-            belief: &belief,
-            depth: 1,
-            on_error: OnError::Broken,
-            when_quiet: None,
-        };
+        let guest = Guest::new(&sim, &disk, &belief);
         for op in ops {
             guest.submit(*op).await.expect("is kept");
         }
@@ -118,12 +111,8 @@ fn open_and_read(left: &Left, images: Vec<Image>, seen: &mut Seen, label: &str) 
         let block_bytes = u64::from(disk.info().logical_block);
         for block in 0..BLOCKS {
             let guest = Guest {
-                sim: &sim,
-                disk: &disk,
-                belief: &belief,
-                depth: 1,
                 on_error: OnError::Allowed,
-                when_quiet: None,
+                ..Guest::new(&sim, &disk, &belief)
             };
             let extent = vaio_core::Extent::new(block * block_bytes, block_bytes);
             match disk.submit(vaio_core::Io::read(extent)).await {

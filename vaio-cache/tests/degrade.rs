@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use vaio_cache::{CACHE_DEVICE, CacheFactory, Sizes};
-use vaio_core::{DirtyPolicy, Disk, Extent, OpKind};
+use vaio_core::{DirtyPolicy, Extent, OpKind};
 use vaio_testkit::{
     Family, GuestOp, Oracle, OracleSettings, Scale, Schedule, Sim, Subject, Swarm, Tape,
     disk::{Fault, Fill, Rule},
-    explore::{Belief, Broken, Guest, OnError, Rig, limits},
+    explore::{Belief, Broken, Guest, Rig, limits},
 };
 
 const WRITE: GuestOp = GuestOp::Write {
@@ -24,17 +24,6 @@ fn subject() -> Arc<Subject> {
     let sizes = Sizes::new(1024, 512, 5 * 512, 512);
     let subject = Subject::scaled(move |_| Arc::new(CacheFactory::default().with_sizes(sizes)));
     Arc::new(subject.device(CACHE_DEVICE, |_| 2 + 4 * 5))
-}
-
-fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
-    Guest {
-        sim,
-        disk,
-        belief,
-        depth: 1,
-        on_error: OnError::Broken,
-        when_quiet: None,
-    }
 }
 
 #[test]
@@ -57,7 +46,7 @@ fn record_that_failed_and_landed_does_not_come_back() {
         let ran: Result<(), Broken> = sim
             .run(async {
                 let disk = rig.open(&first).await.expect("opens over empty media");
-                guest(&sim, &disk, &belief)
+                Guest::new(&sim, &disk, &belief)
                     .run(&[WRITE, WRITE, GuestOp::Flush])
                     .await
             })
@@ -70,7 +59,7 @@ fn record_that_failed_and_landed_does_not_come_back() {
         let ran: Result<(), Broken> = sim
             .run(async {
                 let disk = rig.open(&second).await.expect("opens again");
-                guest(&sim, &disk, &belief).read_all().await
+                Guest::new(&sim, &disk, &belief).read_all().await
             })
             .unwrap_or_else(|stuck| Err(stuck.into()));
         assert_eq!(ran, Ok(()), "seed {seed}");
@@ -105,7 +94,7 @@ fn writes_that_wait_for_destaging_go_on_when_the_device_fails() {
             .run(async {
                 let disk = rig.open(&host).await.expect("opens over empty media");
                 disk.set_dirty_policy(policy).await.expect("is allowed");
-                let mut guest = guest(&sim, &disk, &belief);
+                let mut guest = Guest::new(&sim, &disk, &belief);
                 guest.depth = 8;
                 guest.run(&writes).await?;
                 guest.run(&[GuestOp::Flush]).await?;

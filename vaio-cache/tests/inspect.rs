@@ -12,7 +12,7 @@ use vaio_core::{BlockDeviceExt, Extent, Io, Level, RamDisk};
 use vaio_testkit::{
     GuestOp, Oracle, OracleSettings, Scale, Schedule, Sim, Subject, Tape,
     disk::{Content, Fill, Image},
-    explore::{Belief, Guest, OnError, Rig},
+    explore::{Belief, Guest, Rig},
 };
 
 const BLOCKS: u64 = 16;
@@ -43,14 +43,7 @@ fn leave() -> Left {
         let host = sim.host(name);
         let ran = sim.run(async {
             let disk = rig.open(&host).await.expect("opens");
-            let guest = Guest {
-                sim: &sim,
-                disk: &disk,
-                belief: &belief,
-                depth: 1,
-                on_error: OnError::Broken,
-                when_quiet: None,
-            };
+            let guest = Guest::new(&sim, &disk, &belief);
             for &block in blocks {
                 let write = GuestOp::Write {
                     block,

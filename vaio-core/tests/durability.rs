@@ -69,6 +69,11 @@ async fn progress_never_grows_and_estimates_the_time_left() {
     );
     let eta = half.eta.unwrap();
     assert!((ms(900)..ms(1200)).contains(&eta), "{eta:?}");
+    // Between two steps it is the time that passes, not the rate that falls.
+    sleep(ms(40)).await;
+    let later = flushing.progress();
+    assert_eq!(later.done_bytes, half.done_bytes);
+    assert_eq!(later.eta.unwrap() + ms(40), eta);
     disk.submit(write_of(100 * 512, 1, 40 * 512)).await.unwrap();
     assert!(flushing.progress().remaining_bytes <= half.remaining_bytes);
     let error = flushing.wait(in_secs(0)).await.unwrap_err();

@@ -166,8 +166,8 @@ impl<'a> Submit<'a> {
     pub(super) fn take_io(&mut self) -> Io {
         debug_assert!(self.has_io);
         self.has_io = false;
-        let extent = self.extent();
-        let note = self.io.with_op(Op::Read { extent });
+        let mut note = Io::read(self.extent());
+        note.id = self.io.id;
         std::mem::replace(&mut self.io, note)
     }
 

@@ -3,10 +3,7 @@
 
 use std::{
     future::Future,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -160,24 +157,44 @@ pub struct Flushing {
 struct Ended {
     result: Mutex<Option<Result<()>>>,
     notify: crate::sync::Notify,
-    last_remaining: AtomicU64,
+    left: Mutex<Left>,
+}
+
+/// What was left when something was done last. A filter brings its data there a batch at a time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left {
+    bytes: u64,
+    since: Instant,
+}
+
+impl Left {
+    /// The time left, from what was `done` between `from` and then, if that was anything. Late,
+    /// it is as long again as it is late by.
+    fn eta(self, done: u64, from: Instant, now: Instant) -> Option<Duration> {
+        let then = FlushProgress::estimated(done, self.bytes, self.since.since(from)).eta?;
+        Some(then.abs_diff(now.since(self.since)))
+    }
 }
 
 impl Flushing {
     /// How it is coming along. The remaining bytes never grow, although newer writes make new
     /// dirty data: those are not waited for.
     pub fn progress(&self) -> FlushProgress {
-        let elapsed = self.disk.inner.rt().now().since(self.from);
+        let now = self.disk.inner.rt().now();
         if lock(&self.ended.result).as_ref().is_some_and(Result::is_ok) {
-            return FlushProgress::estimated(self.initial_bytes, 0, elapsed);
+            return FlushProgress::estimated(self.initial_bytes, 0, now.since(self.from));
         }
-        let now = remaining(&self.marks, self.level).min(self.initial_bytes);
-        let remaining = self
-            .ended
-            .last_remaining
-            .fetch_min(now, Ordering::Relaxed)
-            .min(now);
-        FlushProgress::estimated(self.initial_bytes - remaining, remaining, elapsed)
+        let bytes = remaining(&self.marks, self.level);
+        let mut left = lock(&self.ended.left);
+        if bytes < left.bytes {
+            *left = Left { bytes, since: now };
+        }
+        let done_bytes = self.initial_bytes - left.bytes;
+        FlushProgress {
+            remaining_bytes: left.bytes,
+            done_bytes,
+            eta: left.eta(done_bytes, self.from, now),
+        }
     }
 
     /// Waits for the end, until `deadline` at most. Cancel-safe: ask again.
@@ -336,7 +353,7 @@ impl Disk {
             .collect();
         let initial_bytes = remaining(&covered, level);
         let ended = Arc::<Ended>::default();
-        ended.last_remaining.store(initial_bytes, Ordering::Relaxed);
+        lock(&ended.left).bytes = initial_bytes;
         let (inner, report) = (Arc::clone(&self.inner), Arc::clone(&ended));
         let counted = core.gate.try_enter_quiet();
         let counted = counted.then(|| Entered(Arc::clone(core)));

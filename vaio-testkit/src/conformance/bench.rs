@@ -8,7 +8,7 @@ use super::{Budget, Found, Said};
 use crate::{
     GuestOp, Scale, Subject, Swarm, Tape,
     disk::Fill,
-    explore::{BACKING, Belief, Broken, Guest, Lab, OnError, Rig, Work, values_of},
+    explore::{BACKING, Belief, Broken, Guest, Lab, Rig, Work, values_of},
     oracle::{Oracle, OracleSettings},
     report::record_script,
     sim::{Host, Schedule, Sim, TRACE_EVENTS_MAX},
@@ -131,12 +131,8 @@ impl Bench {
 
     pub(super) fn guest<'a>(&'a self, disk: &'a Disk, depth: usize) -> Guest<'a> {
         Guest {
-            sim: &self.sim,
-            disk,
-            belief: &self.belief,
             depth,
-            on_error: OnError::Broken,
-            when_quiet: None,
+            ..Guest::new(&self.sim, disk, &self.belief)
         }
     }
 

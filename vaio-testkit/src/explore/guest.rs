@@ -73,7 +73,19 @@ impl std::fmt::Debug for Guest<'_> {
     }
 }
 
-impl Guest<'_> {
+impl<'a> Guest<'a> {
+    /// A guest that does one IO at a time, and takes an error for a broken promise.
+    pub const fn new(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Self {
+        Self {
+            sim,
+            disk,
+            belief,
+            depth: 1,
+            on_error: OnError::Broken,
+            when_quiet: None,
+        }
+    }
+
     /// Does all operations, at most `depth` at once, in order of submission.
     ///
     /// # Errors

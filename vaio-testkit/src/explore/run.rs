@@ -277,12 +277,9 @@ impl Run<'_> {
 
     fn guest<'a>(&'a self, disk: &'a Disk) -> Guest<'a> {
         Guest {
-            sim: self.sim,
-            disk,
-            belief: self.belief,
             depth: self.plan.depth,
             on_error: self.lab.on_error(),
-            when_quiet: None,
+            ..Guest::new(self.sim, disk, self.belief)
         }
     }
 

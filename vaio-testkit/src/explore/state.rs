@@ -150,7 +150,7 @@ fn recover(
             return Err(broken);
         }
     }
-    let guest = guest(sim, &disk, belief);
+    let guest = Guest::new(sim, &disk, belief);
     run(sim, guest.read_all())?;
     look(lab, &disk, rig, belief)?;
     if !lab.checks.reread_faults.is_empty() {
@@ -203,7 +203,7 @@ fn second_era(
 ) -> Result<(), Broken> {
     let World { sim, rig, belief } = *world;
     let blocks = belief.oracle().settings().blocks;
-    let guest = guest(sim, &disk, belief);
+    let guest = Guest::new(sim, &disk, belief);
     let write = GuestOp::Write {
         block: variant % blocks,
         count: 1,
@@ -246,7 +246,7 @@ fn end(lab: &Lab, world: &World<'_>) -> Result<(), Broken> {
     let World { sim, rig, belief } = *world;
     let host = sim.host("second-era");
     let disk = open(sim, rig, &host)?;
-    run(sim, guest(sim, &disk, belief).read_all())?;
+    run(sim, Guest::new(sim, &disk, belief).read_all())?;
     look(lab, &disk, rig, belief)?;
     host.kill();
     Ok(())
@@ -268,17 +268,6 @@ fn look_at_target(lab: &Lab, rig: &Rig, belief: &Belief) -> Result<(), Broken> {
     match target::check(&lab.subject, rig, &oracle, &mut |_| true) {
         Ok(_) => Ok(()),
         Err((broken, _)) => Err(broken),
-    }
-}
-
-fn guest<'a>(sim: &'a Sim, disk: &'a Disk, belief: &'a Belief) -> Guest<'a> {
-    Guest {
-        sim,
-        disk,
-        belief,
-        depth: 1,
-        on_error: OnError::Broken,
-        when_quiet: None,
     }
 }
 

@@ -294,12 +294,9 @@ impl Vm {
     /// The guest on an open disk.
     pub fn guest<'a>(&'a self, opened: &'a Opened, depth: usize, on_error: OnError) -> Guest<'a> {
         Guest {
-            sim: &self.sim,
-            disk: &opened.disk,
-            belief: &self.belief,
             depth,
             on_error,
-            when_quiet: None,
+            ..Guest::new(&self.sim, &opened.disk, &self.belief)
         }
     }
 

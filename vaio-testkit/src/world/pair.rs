@@ -313,12 +313,9 @@ impl Pair {
     fn guest(&self, depth: usize) -> Option<Guest<'_>> {
         let running = self.running.as_ref()?;
         Some(Guest {
-            sim: &self.sim,
-            disk: &running.disk,
-            belief: &self.belief,
             depth,
             on_error: OnError::Allowed,
-            when_quiet: None,
+            ..Guest::new(&self.sim, &running.disk, &self.belief)
         })
     }
 }

@@ -121,12 +121,9 @@ impl Site {
 
     fn guest<'a>(&'a self, disk: &'a Disk, on_error: OnError) -> Guest<'a> {
         Guest {
-            sim: &self.sim,
-            disk,
-            belief: &self.belief,
             depth: 2,
             on_error,
-            when_quiet: None,
+            ..Guest::new(&self.sim, disk, &self.belief)
         }
     }
 
