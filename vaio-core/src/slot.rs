@@ -67,8 +67,9 @@ pub(crate) struct Slot {
     /// When each layer was entered last, of a sampled IO. Parts of one IO that are in one layer
     /// at the same time share it, so theirs is a little short.
     pub(crate) entered: [AtomicU64; LAYERS_MAX + 1],
-    /// Slots of the parts that stand for its IO, where that is emulated.
-    parts: Mutex<Vec<Weak<Self>>>,
+    /// Slots of the parts that stand for its IO, where that is emulated, and the id of that IO: a
+    /// part that no one waits for any more may outlive it.
+    parts: Mutex<Vec<(u64, Weak<Self>)>>,
     pub(crate) error: Mutex<Option<Error>>,
     /// Whoever polls the IO, where a port does not.
     pub(crate) waker: Mutex<Option<Waker>>,
@@ -112,18 +113,19 @@ impl Slot {
     pub(crate) fn new_part(&self) -> Arc<Self> {
         let part = Arc::<Self>::default();
         let mut parts = lock(&self.parts);
-        parts.retain(|part| part.strong_count() > 0);
-        parts.push(Arc::downgrade(&part));
+        parts.retain(|(_, part)| part.strong_count() > 0);
+        parts.push((self.id(), Arc::downgrade(&part)));
         part
     }
 
-    /// Deepest layer that has the IO, or a part of it, plus one; 0: the port.
+    /// Deepest layer that has the IO, plus one; 0: the port. Of an IO that is emulated, where its
+    /// parts are.
     pub(crate) fn deepest(&self) -> u8 {
         let parts = lock(&self.parts);
-        let parts = parts.iter().filter_map(Weak::upgrade);
-        parts
-            .map(|part| part.deepest())
-            .fold(self.at.load(Relaxed), u8::max)
+        let own = parts.iter().filter(|(id, _)| *id == self.id());
+        let alive = own.filter_map(|(_, part)| part.upgrade());
+        let deepest = alive.map(|part| part.deepest()).max();
+        deepest.unwrap_or_else(|| self.at.load(Relaxed))
     }
 
     /// Whether its IO is a `kind` of `extent`.

@@ -326,14 +326,26 @@ async fn hook_that_runs_is_the_one_that_is_named_as_running() {
         };
         hooked_by(name, BypassSafety::Always, &log, pass, move |_| after())
     };
-    let opened = open(TestDevice::native(), vec![named("top"), named("low")]).await;
+    let mut called = {
+        let (disk, seen) = (Arc::clone(&disk), Arc::clone(&seen));
+        custom(every_op("called", Class::Inspect), move |io, next| {
+            seen.lock()
+                .unwrap()
+                .push(disk.get().and_then(Disk::polling));
+            Box::pin(next.submit(io))
+        })
+    };
+    let call = hooked_by("", BypassSafety::Always, &log, |_| Verdict::Call, |_| ());
+    called.hooks = call.hooks;
+    let filters = vec![named("top"), called, named("low")];
+    let opened = open(TestDevice::native(), filters).await;
     disk.set(opened).unwrap();
     let disk = disk.get().unwrap();
     disk.submit(write_of(0, 7, 512)).await.unwrap();
     let seen: Vec<_> = seen.lock().unwrap().drain(..).flatten().collect();
     assert_eq!(
         seen.iter().map(AsRef::as_ref).collect::<Vec<&str>>(),
-        ["top", "low", "low", "top"]
+        ["top", "called", "low", "low", "top"]
     );
     assert_eq!(disk.polling(), None);
 }

@@ -759,6 +759,76 @@ async fn what_was_told_before_is_durable_below_a_filter_that_joins_and_holds_dat
     assert!(!flushed_at_open(Content::Unchanged, false).await);
 }
 
+/// A filter above that answers flushes by itself does not hide the device from one that joins; nor
+/// does the one that is replaced, nor one that failed.
+#[tokio::test(start_paused = true)]
+async fn flush_for_a_filter_that_joins_enters_below_it() {
+    let answering = |name, class| {
+        let descriptor = every_op(name, class)
+            .with_bypass(BypassSafety::Never)
+            .with_content(Content::Held);
+        custom(descriptor, |io, next| {
+            assert!(io.op.kind() != OpKind::Discard, "made to fail");
+            match io.op {
+                Op::Flush => Box::pin(async { Ok(Reply::Done) }),
+                _ => Box::pin(next.submit(io)),
+            }
+        })
+    };
+    for (joins, is_replaced, has_failed) in [
+        ("cache", false, false),
+        ("cache2", true, false),
+        ("cache2", true, true),
+    ] {
+        let first = if is_replaced { "cache" } else { "replicator" };
+        let device = TestDevice::volatile();
+        let registry = FilterRegistry::default()
+            .with(answering("cache", Class::Cache))
+            .with(answering("cache2", Class::Cache))
+            .with(answering("replicator", Class::Replicate));
+        let disk = Disk::builder(Arc::<TestDevice>::clone(&device), TokioRt::new())
+            .policy(Policy::empty().with(FilterSpec::new(first)), registry)
+            .open()
+            .await
+            .unwrap();
+        disk.submit(write_of(0, 1, 512)).await.unwrap();
+        if has_failed {
+            disk.submit(Io::discard(Extent::new(0, 512)))
+                .await
+                .unwrap_err();
+        }
+        assert_eq!(device.count(OpKind::Flush), 0);
+        if is_replaced {
+            disk.replace("cache", FilterSpec::new(joins)).await.unwrap();
+        } else {
+            disk.attach(FilterSpec::new(joins)).await.unwrap();
+        }
+        assert!(device.count(OpKind::Flush) > 0, "{joins} {is_replaced}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn attach_over_a_device_whose_flush_hangs_is_given_up_and_the_guest_goes_on() {
+    let device = TestDevice::volatile();
+    device.slow(secs(3600), |op| *op == Op::Flush);
+    let holds = passing(
+        every_op("holds", Class::Cache)
+            .with_bypass(BypassSafety::Never)
+            .with_content(Content::Held),
+    );
+    let disk = Disk::builder(Arc::<TestDevice>::clone(&device), TokioRt::new())
+        .policy(Policy::empty(), FilterRegistry::default().with(holds))
+        .open()
+        .await
+        .unwrap();
+    disk.submit(write_of(0, 1, 512)).await.unwrap();
+    let attach = disk.attach(FilterSpec::new("holds"));
+    let error = within(120, attach).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{}", error.to_line());
+    within(1, disk.submit(write_of(0, 2, 512))).await.unwrap();
+    assert!(disk.state().layers.is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn attach_over_a_device_that_cannot_flush_fails_and_the_disk_goes_on() {
     let device = TestDevice::volatile();

@@ -34,7 +34,10 @@ impl Submit<'_> {
                     caller = self.to + 1;
                     found = self.find(caller, caller, asked);
                 }
-                Some(Verdict::Call) => break,
+                Some(Verdict::Call) => {
+                    chain.core.polling.store(self.to + 1, Relaxed);
+                    break;
+                }
                 None => found = Found::Unfit(layer),
             }
         }

@@ -41,6 +41,28 @@ fn remaining(marks: &[(Arc<dyn DirtySource>, DirtyMark)], level: Level) -> u64 {
 impl DiskInner {
     /// A flush down the whole chain, as a guest's would go.
     pub(super) async fn flush_chain(&self) -> Result<()> {
+        self.flush_from(0).await
+    }
+
+    /// Makes durable what was told so far to the filters from place `at` on, and to the device,
+    /// for a filter that joins above them: a flush that comes to it may be answered from what it
+    /// holds, and never get there. With a limit, because the guest may be waiting.
+    pub(super) async fn flush_below(&self, at: usize) -> Result<()> {
+        let level = u8::try_from(at).expect("at most LAYERS_MAX");
+        let limit = self.core.settings.lifecycle_timeout;
+        let flush = self.flush_from(level);
+        let flushed = self.core.rt.timeout_at(self.core.rt.now() + limit, flush);
+        flushed.await.unwrap_or_else(|| {
+            Err(self.error(
+                ErrorKind::TimedOut,
+                format!(
+                    "the flush below the filter takes longer than {limit:?} and goes on; try again"
+                ),
+            ))
+        })
+    }
+
+    async fn flush_from(&self, level: u8) -> Result<()> {
         self.core.gate.enter_always();
         let entered = Entered(Arc::clone(&self.core));
         let (chain, _) = self.chain();
@@ -50,7 +72,7 @@ impl DiskInner {
         };
         let mut io = Io::flush().with_origin(crate::Origin::Filter);
         io.id = self.core.take_ids(1);
-        Rooted::new(cx, 0, io, Arc::from("vaio"), entered)
+        Rooted::new(cx, level, io, Arc::from("vaio"), entered)
             .await
             .map(drop)
     }
@@ -114,16 +136,8 @@ impl DiskInner {
         }
         let (chain, _) = self.chain();
         if chain.info(chain.layers.len()).caps.volatile_cache {
-            self.core.gate.enter_always();
-            let entered = Entered(Arc::clone(&self.core));
             let level_of_device = u8::try_from(chain.layers.len()).expect("at most LAYERS_MAX");
-            let cx = IoCx {
-                chain,
-                slot: self.core.slots.new_slot(),
-            };
-            let mut io = Io::flush().with_origin(crate::Origin::Filter);
-            io.id = self.core.take_ids(1);
-            Rooted::new(cx, level_of_device, io, Arc::from("vaio"), entered).await?;
+            self.flush_from(level_of_device).await?;
         }
         Ok(())
     }
@@ -181,7 +195,8 @@ impl Flushing {
     /// dirty data: those are not waited for.
     pub fn progress(&self) -> FlushProgress {
         let now = self.disk.inner.rt().now();
-        if lock(&self.ended.result).as_ref().is_some_and(Result::is_ok) {
+        let result = lock(&self.ended.result).as_ref().map(Result::is_ok);
+        if result == Some(true) {
             return FlushProgress::estimated(self.initial_bytes, 0, now.since(self.from));
         }
         let bytes = remaining(&self.marks, self.level);
@@ -193,7 +208,10 @@ impl Flushing {
         FlushProgress {
             remaining_bytes: left.bytes,
             done_bytes,
-            eta: left.eta(done_bytes, self.from, now),
+            eta: match result {
+                None => left.eta(done_bytes, self.from, now),
+                Some(_) => None,
+            },
         }
     }
 

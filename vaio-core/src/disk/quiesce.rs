@@ -88,7 +88,7 @@ impl DiskInner {
         let who = oldest.map_or_else(
             || "background work".to_owned(),
             |slot: &Arc<Slot>| {
-                let at = slot.at.load(Ordering::Relaxed).checked_sub(1);
+                let at = slot.deepest().checked_sub(1);
                 let at = at.map_or_else(|| Arc::from("port"), |at| chain.name_of(at));
                 format!(
                     "{} id={} at={at} extent={}",

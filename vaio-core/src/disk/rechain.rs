@@ -114,8 +114,8 @@ impl DiskInner {
         let before = *self.chain().0.info(0);
 
         if is_recorded_first {
-            // Leaves less to the one below, for which the guest waits.
-            self.flush_chain().await?;
+            // Leaves less to the one with the gate closed, for which the guest waits.
+            self.flush_below(at).await?;
         }
         let closed = self.close_gate();
         self.drain(0).await?;
@@ -124,8 +124,7 @@ impl DiskInner {
             .await
             .map_err(|error| error.with_filter(Arc::clone(&name)))?;
         if is_recorded_first {
-            // A flush from now on may be answered by the filter, from what it holds.
-            self.flush_chain().await?;
+            self.flush_below(at).await?;
         }
         let opened = self
             .open_layer(control, resolved, settings, at, OpenReason::Attach)
@@ -294,9 +293,6 @@ impl DiskInner {
         if is_other {
             self.settle_dirty(&control.attached[at].layer, DirtyDisposition::Flush)
                 .await?;
-            if resolved.descriptor.content != Content::Unchanged {
-                self.flush_chain().await?;
-            }
         }
         self.try_without(control, at)?;
         let result = self.swap_instance(control, at, resolved, settings).await;
@@ -340,9 +336,18 @@ impl DiskInner {
         } else {
             OpenReason::Replace
         };
-        let opened = self
-            .open_layer(control, resolved, settings, at, reason)
-            .await;
+        let is_flushed = if is_other && resolved.descriptor.content != Content::Unchanged {
+            self.flush_below(at).await
+        } else {
+            Ok(())
+        };
+        let opened = match is_flushed {
+            Ok(()) => {
+                self.open_layer(control, resolved, settings, at, reason)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
         let joined = match opened {
             Ok(opened) => self.join(control, opened, at).await,
             Err(error) => Err(error),
