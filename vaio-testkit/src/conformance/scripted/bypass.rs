@@ -1,8 +1,8 @@
 //! A filter that is made to fail, and is then left out or not, as it declares.
 //!
-//! The failure is a panic in `io` or its hooks, which the framework contains. Whether it goes on without the
-//! filter is what the filter declares and what its `state` says at that moment, nothing else: so
-//! this is where a filter is found that holds data and says that it is clean.
+//! The failure is a panic in `io` or its hooks, which the framework contains. Whether it goes on
+//! without the filter is what the filter declares and what its `state` says at that moment, nothing
+//! else: so this is where a filter is found that holds data and says that it is clean.
 
 use std::{
     panic::resume_unwind,
