@@ -775,6 +775,19 @@ async fn device_that_hangs_below_an_observer_where_io_is_emulated_is_the_one_nam
 }
 
 #[tokio::test(start_paused = true)]
+async fn drain_that_waits_for_a_part_of_an_emulated_io_names_who_has_it() {
+    let device = TestDevice::native();
+    device.slow(secs(60), |op| op.kind() == OpKind::Write);
+    let descriptor = Descriptor::new("observer", "1", Class::Inspect).intercept(&OpKind::ALL);
+    let disk = open(device, vec![passing(descriptor)]).await;
+    let mut write = Box::pin(disk.submit(write_of(0, 5, 512).with_fua()));
+    assert!(poll_once(&mut write).await.is_none());
+    let deadline = TokioRt::new().now() + secs(1);
+    let error = disk.quiesce(Level::Drained, deadline).await.unwrap_err();
+    assert!(error.message().contains("at=device"), "{}", error.message());
+}
+
+#[tokio::test(start_paused = true)]
 async fn observer_that_hangs_on_a_part_of_an_emulated_io_is_bypassed() {
     let descriptor = Descriptor::new("hang", "1", Class::Inspect).intercept(&OpKind::ALL);
     let hang = custom(descriptor, |io, next| {

@@ -82,6 +82,20 @@ async fn progress_never_grows_and_estimates_the_time_left() {
     flushing.wait(in_secs(100)).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn flush_that_failed_estimates_no_time_left() {
+    let toy = Toy::new("toy", Class::Cache).slow(ms(100));
+    let device = TestDevice::native();
+    let disk = open_toys(Arc::clone(&device), &[&toy]).await;
+    disk.submit(write_of(0, 1, 20 * 512)).await.unwrap();
+    let flushing = disk.flush_to(Level::BackingDurable).unwrap();
+    sleep(ms(1050)).await;
+    assert!(flushing.progress().eta.is_some());
+    device.hook(|_| Box::pin(async { Err(Error::new(ErrorKind::Io, "gone")) }));
+    flushing.wait(in_secs(100)).await.unwrap_err();
+    assert_eq!(flushing.progress().eta, None);
+}
+
 // What it moved was not counted, so that with the gate closed it waited for the gate to open: for
 // the end of the verb that waited for it.
 #[tokio::test(start_paused = true)]
